@@ -1,0 +1,189 @@
+//! Hosts as operators see them, how a host joins, and who may call the admin API.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{Generation, HostAddress, HostCapacity, HostId, HostUsage, OrgName};
+
+/// A host as operators see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct HostView {
+    /// Its id.
+    pub id: HostId,
+    /// How it stands.
+    pub state: HostState,
+    /// Its failure domain.
+    pub zone: String,
+    /// Labels that placement may ask for.
+    pub labels: BTreeMap<String, String>,
+    /// Its release, once seen.
+    pub version: Option<String>,
+    /// What it has to give, once seen.
+    pub capacity: Option<HostCapacity>,
+    /// What it uses, once seen.
+    pub used: Option<HostUsage>,
+    /// Instances on it.
+    pub instances: u32,
+    /// The config generation that it holds.
+    pub generation: Option<Generation>,
+    /// Where its HostApi listens.
+    pub control: HostAddress,
+    /// Where it takes requests.
+    pub ingress: HostAddress,
+    /// When it last answered.
+    pub last_seen: Option<Timestamp>,
+    /// When it joined.
+    pub joined_at: Timestamp,
+}
+
+/// How a host stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum HostState {
+    /// It answers.
+    Up,
+    /// It did not answer the last times.
+    Suspected,
+    /// It was not reached yet since this router started.
+    Unknown,
+}
+
+/// Body of `POST /v1/hosts/join`; the join token goes in the bearer header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct JoinRequest {
+    /// The name it wishes for.
+    pub id: HostId,
+    /// PKCS#10 request in PEM; its key stays on the host.
+    pub csr_pem: String,
+    /// Where its HostApi listens.
+    pub control: HostAddress,
+    /// Where it takes requests.
+    pub ingress: HostAddress,
+    /// Its failure domain.
+    #[serde(default)]
+    pub zone: String,
+    /// Labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct JoinResponse {
+    /// The host's certificate chain.
+    pub certificate_pem: String,
+    /// The cluster's authority.
+    pub ca_pem: String,
+}
+
+/// A join token, shown once; single use.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct JoinToken {
+    /// The token: `mj_` and 43 characters.
+    pub token: String,
+    /// Refused after this.
+    pub expires_at: Timestamp,
+}
+
+impl fmt::Debug for JoinToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JoinToken").field("token", &"***").field("expires_at", &self.expires_at).finish()
+    }
+}
+
+/// What a token may do. Each includes the ones after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Everything, tokens and hosts included.
+    Admin,
+    /// Apps and services.
+    Deployer,
+    /// Look, never touch.
+    Viewer,
+}
+
+impl Role {
+    /// Whether this role may do what `needed` may.
+    #[must_use]
+    pub fn includes(self, needed: Self) -> bool {
+        let rank = |r| match r {
+            Self::Admin => 2,
+            Self::Deployer => 1,
+            Self::Viewer => 0,
+        };
+        rank(self) >= rank(needed)
+    }
+}
+
+impl std::str::FromStr for Role {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "admin" => Ok(Self::Admin),
+            "deployer" => Ok(Self::Deployer),
+            "viewer" => Ok(Self::Viewer),
+            _ => Err(format!("role {s:?}: expected admin, deployer or viewer")),
+        }
+    }
+}
+
+/// A bearer token as it is listed; its secret is stored only as a hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Token {
+    /// Its name: the actor in events.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// Only apps and services of this org; `None`: all.
+    #[serde(default)]
+    pub org: Option<OrgName>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Refused after this; `None`: never.
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Body of `PUT /v1/tokens/{name}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct NewToken {
+    /// What it may do.
+    pub role: Role,
+    /// Only this org.
+    #[serde(default)]
+    pub org: Option<OrgName>,
+    /// Lifetime in seconds; `None`: no end.
+    #[serde(default)]
+    pub ttl_s: Option<u64>,
+}
+
+/// A token that was just made: the only time that its secret is seen.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TokenSecret {
+    /// What was made.
+    #[serde(flatten)]
+    pub token: Token,
+    /// `mt_` and 43 characters.
+    pub secret: String,
+}
+
+impl fmt::Debug for TokenSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenSecret").field("token", &self.token).field("secret", &"***").finish()
+    }
+}

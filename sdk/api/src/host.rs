@@ -1,0 +1,267 @@
+//! What a host is told (`HostConfig`) and what it reports (`Inventory`).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    AppName, Bytes, Digest, Generation, HostId, InstanceId, OrgName, RevisionConfig, RevisionNumber, ServiceId,
+    ServiceKind, SpaceName,
+};
+
+/// Where a host listens: `tcp:127.0.0.1:7301` or `unix:/run/marcato/ingress.sock`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(value_type = String))]
+#[serde(try_from = "String", into = "String")]
+pub enum HostAddress {
+    /// TCP; always mutual TLS.
+    Tcp(SocketAddr),
+    /// A Unix socket on the same machine; peers are told apart by user id.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for HostAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(a) => write!(f, "tcp:{a}"),
+            Self::Unix(p) => write!(f, "unix:{}", p.display()),
+        }
+    }
+}
+
+impl FromStr for HostAddress {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        if let Some(path) = s.strip_prefix("unix:") {
+            if !path.starts_with('/') {
+                return Err(format!("address {s:?}: a unix socket needs an absolute path"));
+            }
+            return Ok(Self::Unix(path.into()));
+        }
+        let tcp = s.strip_prefix("tcp:").unwrap_or(s);
+        tcp.parse().map(Self::Tcp).map_err(|_| format!("address {s:?}: expected tcp:IP:PORT or unix:/PATH"))
+    }
+}
+
+impl TryFrom<String> for HostAddress {
+    type Error = String;
+    fn try_from(s: String) -> Result<Self, String> {
+        s.parse()
+    }
+}
+
+impl From<HostAddress> for String {
+    fn from(a: HostAddress) -> String {
+        a.to_string()
+    }
+}
+
+/// Body of `PUT /v1/config`: everything that a host should run. Replaces what it had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostConfig {
+    /// Refused (409) when older than what the host holds.
+    pub generation: Generation,
+    /// The instances it should run.
+    pub instances: Vec<InstanceSpec>,
+    /// Services that its instances use, or that it owns.
+    pub services: Vec<ServiceSpec>,
+    /// The other hosts, for services that they own.
+    pub peers: Vec<Peer>,
+}
+
+/// One instance to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its app.
+    pub app: AppName,
+    /// The app's org.
+    pub org: OrgName,
+    /// The app's space.
+    pub space: SpaceName,
+    /// Its revision.
+    pub revision: RevisionNumber,
+    /// Its component.
+    pub digest: Digest,
+    /// What it runs with, env in clear (the transport is mutual TLS; the ledger seals it).
+    pub config: RevisionConfig,
+    /// Service ids by binding name.
+    pub bindings: BTreeMap<String, ServiceId>,
+    /// Serve, or finish what is in flight and take no more.
+    pub state: InstanceState,
+}
+
+/// What an instance should do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InstanceState {
+    /// Take requests.
+    Running,
+    /// Finish requests in flight, refuse new ones.
+    Draining,
+}
+
+/// A service that a host owns or uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// Its id.
+    pub id: ServiceId,
+    /// Its kind.
+    pub kind: ServiceKind,
+    /// The host that has its database; every write happens there.
+    pub owner: HostId,
+    /// True on the owner when the service was deleted: remove the database.
+    #[serde(default)]
+    pub deleted: bool,
+}
+
+/// Another host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its id.
+    pub id: HostId,
+    /// Where its HostApi listens (mutual TLS, on TCP and Unix sockets alike).
+    pub control: HostAddress,
+}
+
+/// `GET /v1/inventory`: all that a host has, as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// Which host.
+    pub host: HostId,
+    /// Its release.
+    pub version: String,
+    /// When its daemon started.
+    pub started_at: Timestamp,
+    /// The config that it holds.
+    pub generation: Generation,
+    /// What it has to give.
+    pub capacity: HostCapacity,
+    /// What is used.
+    pub used: HostUsage,
+    /// Components that it knows.
+    pub components: Vec<ComponentStatus>,
+    /// Instances that it runs.
+    pub instances: Vec<InstanceStatus>,
+    /// Services that it owns.
+    pub services: Vec<ServiceStatus>,
+}
+
+/// What a host has to give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct HostCapacity {
+    /// Memory for sandboxes.
+    pub memory_bytes: Bytes,
+    /// CPU in thousandths of a core.
+    pub cpu_millis: u64,
+    /// Most live sandboxes at once.
+    pub sandboxes: u32,
+}
+
+/// What a host uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct HostUsage {
+    /// Resident memory of the daemon.
+    pub resident_bytes: Bytes,
+    /// Linear memory of live sandboxes.
+    pub sandbox_bytes: Bytes,
+    /// Live sandboxes.
+    pub sandboxes: u32,
+}
+
+/// A component on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComponentStatus {
+    /// Which.
+    pub digest: Digest,
+    /// How it stands.
+    pub state: ComponentState,
+    /// Why it failed, when it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// How a component stands on a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ComponentState {
+    /// Its bytes are here; it compiles, or waits to.
+    Compiling,
+    /// Its code is in the cache.
+    Ready,
+    /// It does not compile; see `reason`.
+    Failed,
+}
+
+/// An instance on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceStatus {
+    /// Which.
+    pub id: InstanceId,
+    /// Its app.
+    pub app: AppName,
+    /// Its revision.
+    pub revision: RevisionNumber,
+    /// How it stands.
+    pub phase: InstancePhase,
+    /// Requests that run now.
+    pub in_flight: u32,
+    /// Requests that wait now.
+    pub queued: u32,
+    /// Totals since the instance started.
+    pub counters: InstanceCounters,
+    /// Why it failed, when it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// How an instance stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum InstancePhase {
+    /// Told, but its component is not on the host or not compiled yet.
+    Pending,
+    /// It takes requests.
+    Ready,
+    /// It finishes what it has.
+    Draining,
+    /// It cannot run; see `reason`.
+    Failed,
+}
+
+/// Totals of one instance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceCounters {
+    /// Requests that a guest answered.
+    pub requests: u64,
+    /// Requests that trapped or gave no answer.
+    pub failures: u64,
+    /// CPU time of all requests, in microseconds.
+    pub cpu_us: u64,
+    /// Sandboxes made.
+    pub sandboxes: u64,
+}
+
+/// A service on its owner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Which.
+    pub id: ServiceId,
+    /// Whether its database opens and answers.
+    pub ready: bool,
+    /// Size on disk.
+    pub bytes: Bytes,
+    /// Why it is not ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}

@@ -1,0 +1,98 @@
+//! HostApi: what the control plane asks of a host, served by hostd and by simulated hosts alike.
+//!
+//! Transport: HTTP/1.1 or 2 over mutual TLS on the host's control listener. The caller's role comes
+//! from its certificate (`router`, or `host` for service calls between hosts).
+
+use std::future::Future;
+
+use crate::{
+    AccessError, AccessRequest, AccessResponse, ApiResult, Digest, Generation, HostConfig, Inventory, KeyValueError,
+    KeyValueRequest, KeyValueResponse, LogPage, LogQuery, ServiceId,
+};
+
+/// What a host can be asked to do. Every verb is idempotent.
+pub trait HostApi: Send + Sync {
+    /// `PUT /v1/config`. Answers the generation that the host holds afterwards, durably.
+    /// Errors: `StaleGeneration` (409) when the host holds a newer one.
+    fn put_config(&self, config: HostConfig) -> impl Future<Output = ApiResult<Generation>> + Send;
+
+    /// `GET /v1/inventory`.
+    fn inventory(&self) -> impl Future<Output = ApiResult<Inventory>> + Send;
+
+    /// `PUT /v1/components/{digest}`: the component's bytes. Compilation follows; see the inventory.
+    /// Errors: `DigestMismatch` (422) when the bytes do not hash to `digest`; `TooLarge` (413).
+    fn put_component(&self, digest: &Digest, bytes: Vec<u8>) -> impl Future<Output = ApiResult<()>> + Send;
+
+    /// `GET /v1/logs?app=&after=&wait_ms=`: log lines after a cursor, oldest first.
+    fn logs(&self, query: LogQuery) -> impl Future<Output = ApiResult<LogPage>> + Send;
+
+    /// `GET /metrics`: Prometheus text format.
+    fn metrics(&self) -> impl Future<Output = ApiResult<String>> + Send;
+
+    /// `POST /v1/services/{id}/access`: a call on an access service that this host owns.
+    fn access(
+        &self,
+        service: &ServiceId,
+        request: AccessRequest,
+    ) -> impl Future<Output = ApiResult<Result<AccessResponse, AccessError>>> + Send;
+
+    /// `POST /v1/services/{id}/keyvalue`: a call on a key-value service that this host owns.
+    fn keyvalue(
+        &self,
+        service: &ServiceId,
+        request: KeyValueRequest,
+    ) -> impl Future<Output = ApiResult<Result<KeyValueResponse, KeyValueError>>> + Send;
+
+    /// `GET /v1/services/{id}/backup`: a consistent copy of the database, as SQLite writes it.
+    fn backup(&self, service: &ServiceId) -> impl Future<Output = ApiResult<Vec<u8>>> + Send;
+
+    /// `PUT /v1/services/{id}/backup`: replaces the database by a copy, after an integrity check.
+    fn restore(&self, service: &ServiceId, bytes: Vec<u8>) -> impl Future<Output = ApiResult<()>> + Send;
+}
+
+/// Paths of HostApi.
+pub mod host_paths {
+    use crate::{Digest, ServiceId};
+
+    /// Config.
+    pub const CONFIG: &str = "/v1/config";
+    /// Inventory.
+    pub const INVENTORY: &str = "/v1/inventory";
+    /// Logs.
+    pub const LOGS: &str = "/v1/logs";
+    /// Prometheus metrics.
+    pub const METRICS: &str = "/metrics";
+    /// Liveness.
+    pub const HEALTH: &str = "/healthz";
+    /// Release.
+    pub const VERSION: &str = "/version";
+
+    /// A component.
+    #[must_use]
+    pub fn component(digest: &Digest) -> String {
+        format!("/v1/components/{digest}")
+    }
+
+    /// A call on a service: `verb` is `access`, `keyvalue` or `backup`.
+    #[must_use]
+    pub fn service(id: &ServiceId, verb: &str) -> String {
+        format!("/v1/services/{id}/{verb}")
+    }
+}
+
+/// Headers between edge and ingress. The edge removes every `x-marcato-` header that a client sends
+/// and every one that a host answers; only the request id goes on.
+pub mod headers {
+    /// Edge to ingress: the instance that should serve the request.
+    pub const INSTANCE: &str = "x-marcato-instance";
+    /// Edge to ingress and to the guest as `x-request-id`: the request's id.
+    pub const REQUEST_ID: &str = "x-request-id";
+    /// Ingress to edge: the platform, not the guest, made this response; the value says why
+    /// (a [`crate::ProblemKind`] in kebab-case). Absent on a guest's own response.
+    pub const PLATFORM_ERROR: &str = "x-marcato-error";
+    /// Ingress to edge, beside [`PLATFORM_ERROR`]: `1` when no guest code has run for this request,
+    /// so that it may be sent to another instance.
+    pub const NOT_STARTED: &str = "x-marcato-not-started";
+    /// Prefix of all internal headers.
+    pub const INTERNAL_PREFIX: &str = "x-marcato-";
+}

@@ -1,0 +1,97 @@
+//! Garbage and round trips for everything that is parsed from outside.
+
+use crate::*;
+
+#[test]
+fn labels_refuse_what_dns_refuses() {
+    let long = "x".repeat(64);
+    for bad in ["", "-a", "a-", "A", "a.b", "a_b", "ä", "a b", "a\0", long.as_str()] {
+        assert!(AppName::new(bad).is_err(), "{bad:?}");
+    }
+    let longest = "x".repeat(63);
+    for good in ["a", "0", "a-b", longest.as_str()] {
+        assert_eq!(AppName::new(good).unwrap().as_str(), good);
+    }
+}
+
+#[test]
+fn a_digest_is_checked_and_computed() {
+    let d = Digest::of(b"");
+    assert_eq!(d.as_str(), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    for bad in ["", "sha256:", "sha256:00", "md5:e3b0", &d.as_str().to_uppercase(), &format!("{d}0")] {
+        assert!(bad.parse::<Digest>().is_err(), "{bad:?}");
+    }
+    assert!(serde_json::from_str::<Digest>("\"../../etc/passwd\"").is_err());
+}
+
+#[test]
+fn instance_ids_stay_labels_however_long_the_app() {
+    let app = AppName::new("a".repeat(63)).unwrap();
+    let id = InstanceId::compose(&app, RevisionNumber(u64::MAX), u64::MAX);
+    assert!(InstanceId::new(id.as_str()).is_ok(), "{id}");
+}
+
+#[test]
+fn routes_are_strict() {
+    for bad in ["", "http://a", "a:80", "A..b", "a/b?c", "a/../b", "a//b", "a/%2e", "*.a", "a/b#c", "-a.b", "a/b\\c"] {
+        assert!(Route::parse(bad).is_err(), "{bad:?}");
+    }
+    assert_eq!(Route::parse("Shop.example.org/api").unwrap().to_string(), "shop.example.org/api");
+    assert_eq!(Route::parse("hello.localhost").unwrap().path, "/");
+}
+
+#[test]
+fn addresses_round_trip() {
+    for good in ["tcp:127.0.0.1:80", "tcp:[::1]:80", "unix:/run/x.sock"] {
+        assert_eq!(good.parse::<HostAddress>().unwrap().to_string(), good);
+    }
+    for bad in ["", "unix:x", "tcp:", "127.0.0.1", "tcp:example.org:80"] {
+        assert!(bad.parse::<HostAddress>().is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn limits_name_the_field() {
+    let mut config = RevisionConfig::default();
+    assert!(config.validate().is_ok());
+    config.limits.cpu_ms = Millis(0);
+    assert_eq!(config.validate().unwrap_err().field, "limits.cpu_ms");
+    let unknown = serde_json::from_str::<RevisionConfig>(r#"{"concurency": 1}"#).unwrap_err();
+    assert!(unknown.to_string().contains("concurency"), "{unknown}");
+}
+
+#[test]
+fn every_problem_has_its_own_slug() {
+    for kind in ProblemKind::ALL {
+        assert_eq!(ProblemKind::from_slug(kind.slug()), Some(*kind));
+        let json = serde_json::to_string(&Problem::new(*kind, "x")).unwrap();
+        assert!(json.contains(&format!("urn:marcato:problem:{}", kind.slug())), "{json}");
+        assert_eq!(serde_json::from_str::<Problem>(&json).unwrap().kind, *kind);
+    }
+}
+
+#[test]
+fn secrets_do_not_show_in_debug() {
+    let now = jiff::Timestamp::UNIX_EPOCH;
+    let key = IssuedKey { key: "mk_secret".into(), hash: "h".into(), issued_at: now };
+    let join = JoinToken { token: "mj_secret".into(), expires_at: now };
+    assert!(!format!("{key:?}{join:?}").contains("secret"));
+}
+
+#[test]
+fn imports_find_their_grant() {
+    assert_eq!(grant_for("wasi:cli/environment@0.2.6"), Some(Grant::Always));
+    assert_eq!(grant_for("wasi:http/client@0.3.0"), Some(Grant::OutboundHttp));
+    assert_eq!(grant_for("wasi:keyvalue/store@0.2.0-draft"), Some(Grant::Binding(ServiceKind::Keyvalue)));
+    assert_eq!(grant_for("evil:root/shell"), None);
+    assert_eq!(grant_for("wasi:http/typesetter"), None);
+}
+
+#[test]
+fn sizes_read_well() {
+    assert_eq!(Bytes::mib(128).to_string(), "128 MiB");
+    assert_eq!(Bytes(1536).to_string(), "1.5 KiB");
+    assert_eq!(Bytes(999).to_string(), "999 B");
+    assert_eq!(Millis(1500).to_string(), "1500 ms");
+    assert_eq!(Millis::secs(2).to_string(), "2 s");
+}

@@ -1,0 +1,2 @@
+//! marcato
+fn main() {}
