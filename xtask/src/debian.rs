@@ -13,7 +13,11 @@ pub(crate) fn ensure_program(program: &str, packages: &[&str]) -> Result<()> {
         return Ok(());
     }
     install(&format!("program `{program}`"), packages)?;
-    if has_program(program) { Ok(()) } else { bail!("{packages:?} were installed, yet there is no `{program}` on PATH") }
+    if has_program(program) {
+        Ok(())
+    } else {
+        bail!("{packages:?} were installed, yet there is no `{program}` on PATH")
+    }
 }
 
 /// Installs Debian packages, or says what to run.

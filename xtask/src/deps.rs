@@ -33,12 +33,16 @@ const TABLE: &[(&str, &[&str])] = &[
 const ENDS: &[&str] = &["marcato-tests", "marcato-benches", "xtask"];
 
 /// Outside crates that only these packages may name; a trailing `*` matches a prefix.
-const OWNED: &[(&str, &[&str])] =
-    &[("wasmtime*", &["marcato-runtime"]), ("virt", &["marcato-hostd-vm"]), ("rusqlite", &["marcato-hostd", "marcato-control"])];
+const OWNED: &[(&str, &[&str])] = &[
+    ("wasmtime*", &["marcato-runtime"]),
+    ("virt", &["marcato-hostd-vm"]),
+    ("rusqlite", &["marcato-hostd", "marcato-control"]),
+];
 
 /// Pure parts: nothing with an async runtime, a socket or a file behind it, not even indirectly.
 const PURE: &[&str] = &["marcato-api", "marcato-balance", "marcato-plan"];
-const IMPURE: &[&str] = &["tokio", "mio", "async-std", "smol", "hyper", "reqwest", "rusqlite", "rustls", "object_store"];
+const IMPURE: &[&str] =
+    &["tokio", "mio", "async-std", "smol", "hyper", "reqwest", "rusqlite", "rustls", "object_store"];
 
 /// A workspace package and what it depends on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -150,7 +154,11 @@ mod tests {
 
     #[test]
     fn an_allowed_graph_passes() {
-        let edges = graph(&[("marcato-api", &["serde"]), ("marcato-balance", &["marcato-api"]), ("marcato-edge", &["marcato-balance", "tokio"])]);
+        let edges = graph(&[
+            ("marcato-api", &["serde"]),
+            ("marcato-balance", &["marcato-api"]),
+            ("marcato-edge", &["marcato-balance", "tokio"]),
+        ]);
         assert_eq!(violations(&edges), Vec::<String>::new());
     }
 
@@ -176,7 +184,10 @@ mod tests {
     #[test]
     fn nothing_imports_the_ends_and_a_new_part_needs_a_line() {
         let found = violations(&graph(&[("marcato-edge", &["xtask"]), ("xtask", &[]), ("marcato-new", &[])]));
-        assert_eq!(found, ["marcato-edge -> xtask: nothing imports xtask", "marcato-new: not in the table; give it a line"]);
+        assert_eq!(
+            found,
+            ["marcato-edge -> xtask: nothing imports xtask", "marcato-new: not in the table; give it a line"]
+        );
     }
 
     #[test]

@@ -59,12 +59,7 @@ pub(crate) fn host_selection() -> Result<Vec<String>> {
 
 /// `-p` for each package that builds for wasm only.
 pub(crate) fn wasm_selection() -> Result<Vec<String>> {
-    Ok(metadata()?
-        .packages
-        .iter()
-        .filter(|p| is_wasm(p))
-        .flat_map(|p| ["-p".to_owned(), p.name.to_string()])
-        .collect())
+    Ok(metadata()?.packages.iter().filter(|p| is_wasm(p)).flat_map(|p| ["-p".to_owned(), p.name.to_string()]).collect())
 }
 
 /// Removes what an outer Cargo put into the environment; a nested build must not see it.

@@ -48,8 +48,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 
 /// Whether this program is on the path.
 pub(crate) fn has_program(name: &str) -> bool {
-    std::env::var_os("PATH")
-        .is_some_and(|paths| std::env::split_paths(&paths).any(|dir| dir.join(name).is_file()))
+    std::env::var_os("PATH").is_some_and(|paths| std::env::split_paths(&paths).any(|dir| dir.join(name).is_file()))
 }
 
 /// The command as a person would type it; environment left out, for it may hold secrets.

@@ -26,7 +26,10 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     step("guests", build_guests)?;
     step("clippy of guests", clippy_guests)?;
     step("clippy", || {
-        run(cargo().args(["clippy", "--quiet", "--locked", "--all-targets"]).args(host_selection()?).args(["--", "-D", "warnings"]))
+        run(cargo()
+            .args(["clippy", "--quiet", "--locked", "--all-targets"])
+            .args(host_selection()?)
+            .args(["--", "-D", "warnings"]))
     })?;
     step("docs", || {
         run(cargo()

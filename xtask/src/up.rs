@@ -164,8 +164,12 @@ fn push(binary: &Path, ready: &Ready, app: &str) -> Result<Value> {
 fn greet(binary: &Path, ready: &Ready, hello: &Value, health: &Value) {
     let port = ready.https.rsplit(':').next().unwrap_or_default().trim_end_matches('/');
     let url = |value: &Value, app: &str| {
-        let first = value["urls"].as_array().and_then(|u| u.iter().find_map(|u| u.as_str().filter(|u| u.starts_with("https:"))));
-        first.or(value["url"].as_str()).map_or(format!("https://{app}.localhost:{port}"), |u| u.trim_end_matches('/').to_owned())
+        let first = value["urls"]
+            .as_array()
+            .and_then(|u| u.iter().find_map(|u| u.as_str().filter(|u| u.starts_with("https:"))));
+        first
+            .or(value["url"].as_str())
+            .map_or(format!("https://{app}.localhost:{port}"), |u| u.trim_end_matches('/').to_owned())
     };
     let (hello, health_url) = (url(hello, "hello"), url(health, "health"));
     let marcato = binary.display();

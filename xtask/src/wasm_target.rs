@@ -69,7 +69,8 @@ fn debian_sysroot() -> Result<PathBuf> {
         debian::install("a Rust compiler with its library sources", &["rustc-web", "rust-web-src", "wasi-libc"])?;
     }
     let version = output(Command::new(DEBIAN_RUSTC).arg("-V"))?;
-    let key: String = version.trim().chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+    let key: String =
+        version.trim().chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
     let sysroot = root().join("target").join(format!("wasm-sysroot-{key}"));
     let wrapper = sysroot.join("bin/rustc");
     let libraries = sysroot.join("lib/rustlib").join(TARGET).join("lib");

@@ -49,7 +49,8 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
         }
         "/env" => text(std::env::var(query("name").unwrap_or_default()).unwrap_or_else(|_| "unset".into())),
         "/headers" => {
-            let lines = request.headers().iter().map(|(n, v)| format!("{n}: {}\n", String::from_utf8_lossy(v.as_bytes())));
+            let lines =
+                request.headers().iter().map(|(n, v)| format!("{n}: {}\n", String::from_utf8_lossy(v.as_bytes())));
             text(lines.collect::<String>())
         }
         "/counter" => text(format!("{served}\n")),
