@@ -76,11 +76,8 @@ impl Admin {
 
     /// A JSON request that demands a version.
     pub async fn send_if_match(&self, method: Method, path: &str, etag: &str, body: &impl Serialize) -> Result<Answer> {
-        let headers = [
-            ("authorization", self.authorization.as_str()),
-            ("content-type", "application/json"),
-            ("if-match", etag),
-        ];
+        let headers =
+            [("authorization", self.authorization.as_str()), ("content-type", "application/json"), ("if-match", etag)];
         self.target.request(method, path, &headers, full(serde_json::to_vec(body)?)).await
     }
 

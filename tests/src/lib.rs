@@ -16,5 +16,7 @@ pub use admin::{Admin, Deploy};
 pub use client::{Answer, Connection, RequestBody, Socket, Target, empty, full, tls_config};
 pub use cluster::{Cluster, ClusterOptions, Endpoints, guest, guest_if_built, marcato};
 pub use load::{Failure, Load, LoadReport};
-pub use process::{Pid, children, cpu_micros, end, is_alive, kill_now, resident_bytes, stop_and_continue, tree, tree_resident_bytes};
+pub use process::{
+    Pid, children, cpu_micros, end, is_alive, kill_now, resident_bytes, stop_and_continue, tree, tree_resident_bytes,
+};
 pub use wait::until;

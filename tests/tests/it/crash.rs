@@ -148,7 +148,8 @@ async fn a_host_that_restarts_serves_its_ledger_without_a_router() -> Result<()>
 
 /// The path after `--ingress unix:` in the host's arguments.
 fn ingress_socket(cluster: &Cluster, host: Pid) -> Result<String> {
-    let (_, words) = marcato_tests::children(cluster.pid()).into_iter().find(|(pid, _)| *pid == host).context("host")?;
+    let (_, words) =
+        marcato_tests::children(cluster.pid()).into_iter().find(|(pid, _)| *pid == host).context("host")?;
     let at = words.iter().position(|w| w == "--ingress").context("--ingress")?;
     Ok(words[at + 1].strip_prefix("unix:").context("unix ingress")?.to_owned())
 }

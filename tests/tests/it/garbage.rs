@@ -15,7 +15,10 @@ use crate::cluster;
 /// Requests that two HTTP parsers could read in two ways, or that none should read at all. All must be refused.
 const SMUGGLED: &[(&str, &str)] = &[
     ("two lengths", "POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcde"),
-    ("length and chunks", "POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    (
+        "length and chunks",
+        "POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
     ("odd coding", "POST / HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"),
     ("coding in 1.0", "POST / HTTP/1.0\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
     ("negative length", "POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: -1\r\n\r\n"),
@@ -63,7 +66,10 @@ async fn the_edge_refuses_what_two_parsers_could_read_in_two_ways() -> Result<()
     let upgrade = "GET / HTTP/1.1\r\nHost: shop.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
     let answer = exchange(&cluster, upgrade.as_bytes()).await?;
     assert!(!answer.starts_with("HTTP/1.1 101"), "an upgrade is refused: {answer}");
-    assert!(answer.split_whitespace().nth(1).is_some_and(|s| s.starts_with('4') || s.starts_with('5')), "clearly: {answer}");
+    assert!(
+        answer.split_whitespace().nth(1).is_some_and(|s| s.starts_with('4') || s.starts_with('5')),
+        "clearly: {answer}"
+    );
     let many: String = (0..2000).map(|n| format!("X-{n}: v\r\n")).collect();
     let answer = exchange(&cluster, format!("GET / HTTP/1.1\r\nHost: shop.localhost\r\n{many}\r\n").as_bytes()).await?;
     assert!(!answer.contains("200 OK"), "header count is limited: {answer}");
@@ -80,7 +86,8 @@ async fn random_bytes_kill_nobody() -> Result<()> {
     cluster.admin()?.deploy(&guest("guest-behaviour")?, &Deploy::new("shop")).await?;
     let (router, host) = (cluster.router()?, cluster.host(1)?);
     let port = |url: &str| url.trim_end_matches('/').rsplit(':').next().and_then(|p| p.parse::<u16>().ok());
-    let ports = [&cluster.endpoints.http, &cluster.endpoints.https, &cluster.endpoints.admin].map(|u| port(u).expect("port"));
+    let ports =
+        [&cluster.endpoints.http, &cluster.endpoints.https, &cluster.endpoints.admin].map(|u| port(u).expect("port"));
     // A fixed seed: a failure comes again.
     let mut random = rand::rngs::StdRng::seed_from_u64(3);
     for round in 0..120 {
@@ -132,7 +139,11 @@ async fn the_admin_api_answers_garbage_with_problems() -> Result<()> {
         let answer = admin.raw(method.clone(), path, content_type, body.to_vec()).await?;
         assert!((400..500).contains(&answer.status), "{method} {path}: {} {}", answer.status, answer.text());
         let problem: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-        assert!(problem["type"].as_str().is_some_and(|t| t.starts_with("urn:marcato:problem:")), "{method} {path}: {}", answer.text());
+        assert!(
+            problem["type"].as_str().is_some_and(|t| t.starts_with("urn:marcato:problem:")),
+            "{method} {path}: {}",
+            answer.text()
+        );
     }
     let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let answer = admin.raw(Method::PUT, "/v1/apps/shop", json, nested.into_bytes()).await?;

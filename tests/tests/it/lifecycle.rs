@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use http::Method;
-use marcato_api::{App, AppName, AppState, AppUpdate, NewRevision, PageOf, ProblemKind, Revision, RevisionPhase, admin_paths};
+use marcato_api::{
+    App, AppName, AppState, AppUpdate, NewRevision, PageOf, ProblemKind, Revision, RevisionPhase, admin_paths,
+};
 use marcato_tests::{Answer, Deploy, Load, guest, until};
 
 use crate::cluster;
@@ -71,7 +73,8 @@ async fn scaling_under_load_fails_no_request() -> Result<()> {
     let load = Load::start(&cluster.app("shop")?, "/", 8, is_text);
     load.answered(50).await?;
     admin.scale("shop", 4).await?;
-    let hosts: std::collections::BTreeSet<_> = admin.status("shop").await?.instances.into_iter().map(|i| i.host).collect();
+    let hosts: std::collections::BTreeSet<_> =
+        admin.status("shop").await?.instances.into_iter().map(|i| i.host).collect();
     assert_eq!(hosts.len(), 2, "four instances are spread over both hosts");
     load.answered(50).await?;
     admin.scale("shop", 1).await?;
@@ -208,7 +211,9 @@ async fn a_lost_update_is_refused() -> Result<()> {
     let etag = read.header("etag").to_owned();
     assert!(!etag.is_empty(), "an app carries its version");
     admin.scale("shop", 2).await?;
-    let stale = admin.send_if_match(Method::PATCH, &path, &etag, &AppUpdate { instances: Some(3), ..Default::default() }).await?;
+    let stale = admin
+        .send_if_match(Method::PATCH, &path, &etag, &AppUpdate { instances: Some(3), ..Default::default() })
+        .await?;
     assert_eq!(stale.status, 412, "{}", stale.text());
     assert_eq!(admin.status("shop").await?.app.instances, 2);
     Ok(())

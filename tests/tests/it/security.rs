@@ -122,7 +122,8 @@ async fn a_join_token_works_once() -> Result<()> {
 /// The HostApi of host 1 with an identity from the files of the cluster.
 fn host_api(cluster: &Cluster, chain: Option<(&Path, &Path)>) -> Result<Target> {
     let host = cluster.host(1)?;
-    let (_, words) = marcato_tests::children(cluster.pid()).into_iter().find(|(pid, _)| *pid == host).context("host")?;
+    let (_, words) =
+        marcato_tests::children(cluster.pid()).into_iter().find(|(pid, _)| *pid == host).context("host")?;
     let at = words.iter().position(|w| w == "--control").context("--control")?;
     let path = words[at + 1].strip_prefix("unix:").context("unix control")?;
     Ok(Target {
@@ -157,7 +158,14 @@ async fn a_host_takes_orders_from_the_router_only_and_never_old_ones() -> Result
     let identity = cluster.data().join("hosts/h1/identity");
     let as_host = host_api(&cluster, Some((&identity.join("cert.pem"), &identity.join("key.pem"))))?;
     let order = HostConfig { generation: Generation(u64::MAX), instances: vec![], services: vec![], peers: vec![] };
-    let refused = as_host.request(Method::PUT, host_paths::CONFIG, &[("content-type", "application/json")], full(serde_json::to_vec(&order)?)).await?;
+    let refused = as_host
+        .request(
+            Method::PUT,
+            host_paths::CONFIG,
+            &[("content-type", "application/json")],
+            full(serde_json::to_vec(&order)?),
+        )
+        .await?;
     assert_eq!(refused.status, 403, "{}", refused.text());
 
     if let Some((chain, key)) = router_identity(&cluster) {
@@ -165,7 +173,14 @@ async fn a_host_takes_orders_from_the_router_only_and_never_old_ones() -> Result
         let held: Inventory = serde_json::from_slice(&as_router.get(host_paths::INVENTORY).await?.body)?;
         assert!(held.generation.0 > 0, "the router gave it a config");
         let old = HostConfig { generation: Generation(held.generation.0 - 1), ..order };
-        let stale = as_router.request(Method::PUT, host_paths::CONFIG, &[("content-type", "application/json")], full(serde_json::to_vec(&old)?)).await?;
+        let stale = as_router
+            .request(
+                Method::PUT,
+                host_paths::CONFIG,
+                &[("content-type", "application/json")],
+                full(serde_json::to_vec(&old)?),
+            )
+            .await?;
         assert_eq!(stale.status, ProblemKind::StaleGeneration.status(), "{}", stale.text());
         assert!(stale.text().contains("stale-generation"), "{}", stale.text());
     } else {
