@@ -255,7 +255,7 @@ fn fingerprints_and_urls_from_people() {
     let print = Fingerprint::of(b"x");
     let hex = print.to_string();
     let colons: Vec<String> =
-        hex["sha256:".len()..].as_bytes().chunks(2).map(|c| String::from_utf8_lossy(c).to_uppercase()).collect();
+        hex.as_bytes()["sha256:".len()..].chunks(2).map(|c| String::from_utf8_lossy(c).to_uppercase()).collect();
     assert_eq!(hex.parse::<Fingerprint>().unwrap(), print);
     assert_eq!(format!(" {}\n", colons.join(":")).parse::<Fingerprint>().unwrap(), print);
     for bad in ["", "sha256:", "zz", &hex[..70], "sha256:ä"] {
