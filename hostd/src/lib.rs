@@ -1,1 +1,3 @@
 //! marcato-hostd
+
+pub mod services;
