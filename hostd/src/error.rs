@@ -39,7 +39,7 @@ pub enum HostdError {
         #[source]
         source: io::Error,
     },
-    /// A task of the daemon ended by a panic.
-    #[error("a task of the daemon ended by itself: {0}")]
+    /// A task of the daemon ended by a panic, or too early.
+    #[error("a task of the daemon ended: {0}")]
     Task(String),
 }

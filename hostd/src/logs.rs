@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use marcato_api::{AppName, InstanceId, LogCursor, LogLine, LogPage, LogQuery, LogStream, Millis, RevisionNumber};
 use marcato_runtime::LogSink;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// Most lines kept per app.
 const LINES: usize = 10_000;
@@ -37,6 +38,8 @@ struct Inner {
     /// Over all apps, so that a cursor stays true when a ring is dropped and made again.
     sequence: AtomicU64,
     evicted: AtomicU64,
+    /// Ends every wait: a reader must not hold the daemon's end up.
+    closing: CancellationToken,
     rings: Mutex<HashMap<AppName, Arc<Ring>>>,
 }
 
@@ -79,12 +82,13 @@ fn cost(line: &LogLine) -> usize {
 }
 
 impl Logs {
-    /// Empty logs. `boot` tells this start of the daemon from others.
-    pub(crate) fn new(boot: u64) -> Self {
+    /// Empty logs. `boot` tells this start of the daemon from others; no poll waits once it is `closing`.
+    pub(crate) fn new(boot: u64, closing: CancellationToken) -> Self {
         Self(Arc::new(Inner {
             boot,
             sequence: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
+            closing,
             rings: Mutex::new(HashMap::new()),
         }))
     }
@@ -154,8 +158,13 @@ impl Logs {
         let after = if query.after.boot == self.0.boot { query.after.sequence } else { 0 };
         let mut newest = ring.newest.subscribe();
         let wait = wait_of(query);
-        // Elapsing is the usual end of a wait; the sender lives in `ring`.
-        let _ = tokio::time::timeout(wait, newest.wait_for(|newest| *newest > after)).await;
+        tokio::select! {
+            biased;
+            // The sender lives in `ring`, so this only ends with a line.
+            _ = newest.wait_for(|newest| *newest > after) => {}
+            () = self.0.closing.cancelled() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
         self.page(&ring, after, query.limit.clamp(1, LINES as u32) as usize)
     }
 
@@ -205,7 +214,7 @@ mod tests {
 
     #[tokio::test]
     async fn pages_follow_each_other() {
-        let logs = Logs::new(7);
+        let logs = Logs::new(7, CancellationToken::new());
         let (a, b) = (sink(&logs, "a"), sink(&logs, "b"));
         for n in 0..5 {
             a.line("r", LogStream::Stdout, &format!("a{n}"));
@@ -225,7 +234,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_poll_waits_for_a_line_and_not_for_ever() {
-        let logs = Logs::new(1);
+        let logs = Logs::new(1, CancellationToken::new());
         assert_eq!(wait_of(&query("a", LogCursor::default(), 600_000, 10)), Duration::from(WAIT), "bounded");
         assert!(logs.read(&query("a", LogCursor::default(), 1, 10)).await.lines.is_empty());
         let waiting = {
@@ -235,11 +244,13 @@ mod tests {
         tokio::task::yield_now().await;
         sink(&logs, "a").line("r", LogStream::Stderr, "hello");
         assert_eq!(waiting.await.unwrap().lines[0].text, "hello");
+        logs.0.closing.cancel();
+        assert!(logs.read(&query("b", LogCursor::default(), 30_000, 10)).await.lines.is_empty(), "at once");
     }
 
     #[tokio::test]
     async fn rings_are_bounded_in_lines_and_bytes() {
-        let logs = Logs::new(1);
+        let logs = Logs::new(1, CancellationToken::new());
         let a = sink(&logs, "a");
         for _ in 0..LINES + 10 {
             a.line("", LogStream::Stdout, "");
@@ -258,7 +269,7 @@ mod tests {
 
     #[test]
     fn rings_of_gone_apps_are_bounded() {
-        let logs = Logs::new(1);
+        let logs = Logs::new(1, CancellationToken::new());
         for n in 0..100 {
             sink(&logs, &format!("app-{n}")).line("", LogStream::Stdout, "x");
         }

@@ -41,9 +41,8 @@ use crate::services::ServiceHost;
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long the ingress waits for the ledger's instances before it opens without them.
 const SETTLE: Duration = Duration::from_secs(5);
-const CONTROL: Bounds =
-    Bounds { name: "control", connections: 256, head_timeout: Some(Duration::from_secs(60)), drain: DRAIN };
-const INGRESS: Bounds = Bounds { name: "ingress", connections: 16_384, head_timeout: None, drain: DRAIN };
+const CONTROL: Bounds = Bounds { name: "control", connections: 256, drain: DRAIN };
+const INGRESS: Bounds = Bounds { name: "ingress", connections: 16_384, drain: DRAIN };
 
 /// The tasks of a daemon and how they are told to end.
 struct Tasks {
@@ -63,7 +62,8 @@ pub async fn run(cfg: HostdConfig, shutdown: CancellationToken) -> Result<(), Ho
         identity = joining => identity?,
     };
     let mut tasks = Box::pin(start(cfg, &identity, &shutdown)).await?;
-    let failed = tokio::select! {
+    let ended = tokio::select! {
+        biased;
         () = shutdown.cancelled() => None,
         ended = tasks.servers.join_next() => ended,
         ended = tasks.reconcilers.join_next() => ended,
@@ -73,9 +73,10 @@ pub async fn run(cfg: HostdConfig, shutdown: CancellationToken) -> Result<(), Ho
     while tasks.servers.join_next().await.is_some() {}
     tasks.stop_reconcilers.cancel();
     while tasks.reconcilers.join_next().await.is_some() {}
-    match failed {
+    match ended {
         Some(Err(error)) => Err(HostdError::Task(error.to_string())),
-        _ => {
+        Some(Ok(())) => Err(HostdError::Task("it was not told to".into())),
+        None => {
             tracing::info!("host daemon ended");
             Ok(())
         }
@@ -141,7 +142,8 @@ async fn start(cfg: HostdConfig, identity: &Identity, shutdown: &CancellationTok
     let calls = ServiceCalls::new(cfg.id.clone(), services.clone(), peers);
     let metrics = Arc::new(Metrics::new(cfg.id.as_str()));
     let started_at = Timestamp::now();
-    let logs = Logs::new(u64::try_from(started_at.as_millisecond()).unwrap_or_default());
+    let boot = u64::try_from(started_at.as_millisecond()).unwrap_or_default();
+    let logs = Logs::new(boot, shutdown.clone());
     let map = Arc::new(InstanceMap::default());
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let capacity = HostCapacity { memory_bytes: cfg.memory, cpu_millis: cores as u64 * 1000, sandboxes: cfg.sandboxes };

@@ -62,9 +62,6 @@ pub(crate) struct Bounds {
     pub(crate) name: &'static str,
     /// Connections at once; more wait in the listen queue.
     pub(crate) connections: usize,
-    /// From a connection's quiet to a request's whole head. `None`: a quiet connection stays open, as a
-    /// pool of the edge wants.
-    pub(crate) head_timeout: Option<Duration>,
     /// From the shutdown to the end of every connection.
     pub(crate) drain: Duration,
 }
@@ -168,7 +165,9 @@ async fn http<H: Handler>(stream: Box<dyn Io>, caller: Caller, bounds: Bounds, h
         .timer(TokioTimer::new())
         .keep_alive(true)
         .pipeline_flush(false)
-        .header_read_timeout(bounds.head_timeout)
+        // Callers are of the cluster and keep connections in pools: closing a quiet one would race with its
+        // next request. Dead ones are found by TCP.
+        .header_read_timeout(None)
         .max_buf_size(HEAD_BYTES)
         .max_headers(HEADERS);
     builder

@@ -142,14 +142,7 @@ impl TestHost {
 
     /// A daemon over a directory that another one may have left.
     pub(crate) async fn start_in(id: &str, ca: Arc<TestCa>, dir: Arc<tempfile::TempDir>) -> Self {
-        let identity = dir.path().join("identity");
-        if !identity.exists() {
-            let leaf = ca.host(id);
-            crate::durable::ensure_private_dir(&identity).unwrap();
-            for (file, text) in [("key.pem", &leaf.key_pem), ("ca.pem", &ca.pem()), ("cert.pem", &leaf.cert_pem)] {
-                std::fs::write(identity.join(file), text).unwrap();
-            }
-        }
+        ensure_joined(id, &ca, dir.path());
         let (control, ingress) = (dir.path().join("c.sock"), dir.path().join("i.sock"));
         let control = HostAddress::Unix(control);
         let shutdown = CancellationToken::new();
@@ -200,6 +193,18 @@ impl TestHost {
         self.daemon.abort();
         let _ = self.daemon.await;
         self.dir
+    }
+}
+
+/// Makes a data directory look as after joining.
+pub(crate) fn ensure_joined(id: &str, ca: &TestCa, dir: &std::path::Path) {
+    let identity = dir.join("identity");
+    if !identity.exists() {
+        let leaf = ca.host(id);
+        crate::durable::ensure_private_dir(&identity).unwrap();
+        for (file, text) in [("key.pem", &leaf.key_pem), ("ca.pem", &ca.pem()), ("cert.pem", &leaf.cert_pem)] {
+            std::fs::write(identity.join(file), text).unwrap();
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Components: what was uploaded gets compiled, one at a time, needed ones first; what nobody needs goes
 //! after a grace.
 //!
-//! A failure that is the component's own is final until its bytes are uploaded again; one that may be the
-//! host's (time, memory, disk) is tried again with back-off. Bytes that do not hash to their name are
+//! A failure that may be the host's (time, memory, disk) is tried again with back-off, one that is the
+//! component's own at the longest pause, and both at once when the bytes are uploaded again. Bytes that do not hash to their name are
 //! removed, so that the control plane sees them missing and sends them again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -36,8 +36,7 @@ struct Failure {
     received_at: SystemTime,
     reason: String,
     count: u32,
-    /// `None`: not before the bytes are uploaded again.
-    retry_at: Option<Instant>,
+    retry_at: Instant,
 }
 
 /// See the module.
@@ -82,10 +81,11 @@ impl Components {
         }
         let before = self.failures.get(&job.digest).filter(|f| f.received_at == job.received_at);
         let count = before.map_or(0, |f| f.count).saturating_add(1);
-        let retry_at = match error {
-            CompileError::Rejected(_) => None,
-            _ => Some(Instant::now() + back_off(count, LONGEST_PAUSE)),
+        let pause = match error {
+            CompileError::Rejected(_) => LONGEST_PAUSE,
+            _ => back_off(count, LONGEST_PAUSE),
         };
+        let retry_at = Instant::now() + pause;
         let failure = Failure { received_at: job.received_at, reason: chain(&error), count, retry_at };
         self.failures.insert(job.digest, failure);
     }
@@ -114,7 +114,7 @@ impl Components {
     /// Whether it should be compiled now.
     fn is_due(&self, component: &StoredComponent) -> bool {
         match self.failures.get(&component.digest) {
-            Some(f) if f.received_at == component.received_at => f.retry_at.is_some_and(|at| at <= Instant::now()),
+            Some(f) if f.received_at == component.received_at => f.retry_at <= Instant::now(),
             _ => true,
         }
     }

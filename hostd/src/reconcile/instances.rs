@@ -59,6 +59,8 @@ pub(crate) struct InstancesStatus {
 enum Standing {
     /// Its code or its services are not there yet.
     Waiting,
+    /// Its component does not compile; the component reconciler tries again, not this one.
+    NotCompilable(String),
     Running(Instance),
     Failed {
         reason: String,
@@ -226,11 +228,11 @@ impl Instances {
         Some(status.reason.clone().unwrap_or_else(|| "the component does not compile".into()))
     }
 
-    async fn start(&mut self, spec: &InstanceSpec, bound: &[ServiceSpec]) -> Result<Option<Instance>, String> {
+    async fn start(&mut self, spec: &InstanceSpec, bound: &[ServiceSpec]) -> Result<Standing, String> {
         let Some(code) = self.code(&spec.digest).await? else {
-            return self.compile_failure(&spec.digest).map_or(Ok(None), Err);
+            return Ok(self.compile_failure(&spec.digest).map_or(Standing::Waiting, Standing::NotCompilable));
         };
-        let Some(services) = self.services_of(spec, bound)? else { return Ok(None) };
+        let Some(services) = self.services_of(spec, bound)? else { return Ok(Standing::Waiting) };
         let setup = InstanceSetup {
             id: spec.id.clone(),
             app: spec.app.clone(),
@@ -239,7 +241,9 @@ impl Instances {
             services,
             logs: self.logs.sink(&spec.app, spec.revision, &spec.id),
         };
-        self.runtime.start(setup, &code).map(Some).map_err(|e| chain(&e))
+        let instance = self.runtime.start(setup, &code).map_err(|e| chain(&e))?;
+        tracing::info!(instance = %spec.id, "instance ready");
+        Ok(Standing::Running(instance))
     }
 
     /// Additions, and another try for what failed.
@@ -250,25 +254,18 @@ impl Instances {
                 Some(Standing::Running(_)) => continue,
                 Some(Standing::Failed { retry_at, .. }) if *retry_at > Instant::now() => continue,
                 Some(Standing::Failed { count, .. }) => *count,
-                Some(Standing::Waiting) | None => 0,
+                Some(Standing::Waiting | Standing::NotCompilable(_)) | None => 0,
             };
             let services = bound_services(config, spec);
             let standing = if spec.state == InstanceState::Draining {
                 // It has nothing in flight to finish, so there is no reason to start it.
                 Standing::Waiting
             } else {
-                match Box::pin(self.start(spec, &services)).await {
-                    Ok(Some(instance)) => {
-                        tracing::info!(instance = %spec.id, "instance ready");
-                        Standing::Running(instance)
-                    }
-                    Ok(None) => Standing::Waiting,
-                    Err(reason) => {
-                        tracing::warn!(instance = %spec.id, %reason, "an instance cannot run");
-                        let count = failures.saturating_add(1);
-                        Standing::Failed { reason, count, retry_at: Instant::now() + back_off(count, LONGEST_PAUSE) }
-                    }
-                }
+                Box::pin(self.start(spec, &services)).await.unwrap_or_else(|reason| {
+                    tracing::warn!(instance = %spec.id, %reason, "an instance cannot run");
+                    let count = failures.saturating_add(1);
+                    Standing::Failed { reason, count, retry_at: Instant::now() + back_off(count, LONGEST_PAUSE) }
+                })
             };
             self.placed.insert(spec.id.clone(), Placed { spec: Arc::new(spec.clone()), services, standing });
             // The first of many should not wait for the last, nor every one copy the map.
@@ -288,7 +285,9 @@ impl Instances {
             let (phase, reason, instance) = match &placed.standing {
                 Standing::Running(i) if draining => (InstancePhase::Draining, None, Some(i.clone())),
                 Standing::Running(i) => (InstancePhase::Ready, None, Some(i.clone())),
-                Standing::Failed { reason, .. } => (InstancePhase::Failed, Some(reason.clone()), None),
+                Standing::Failed { reason, .. } | Standing::NotCompilable(reason) => {
+                    (InstancePhase::Failed, Some(reason.clone()), None)
+                }
                 Standing::Waiting if draining => (InstancePhase::Draining, None, None),
                 Standing::Waiting => (InstancePhase::Pending, None, None),
             };
