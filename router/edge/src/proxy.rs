@@ -252,12 +252,7 @@ impl<'a> Job<'a> {
     }
 
     /// A response came: the guest's, or the platform's in its place.
-    async fn answered(
-        &mut self,
-        picked: InFlight,
-        mut response: Response<Incoming>,
-        lease: Lease,
-    ) -> Attempt {
+    async fn answered(&mut self, picked: InFlight, mut response: Response<Incoming>, lease: Lease) -> Attempt {
         if let Some(slug) = response.headers().get(PLATFORM_ERROR_NAME) {
             let kind = slug.to_str().ok().and_then(ProblemKind::from_slug).unwrap_or(ProblemKind::Internal);
             let not_started = response.headers().get(NOT_STARTED_NAME).is_some_and(|v| v == "1");
