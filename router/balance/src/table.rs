@@ -11,7 +11,7 @@ use marcato_api::{AppName, InstanceId, Limits, Route};
 use crate::endpoint::{Endpoint, EndpointSpec};
 
 /// What the control plane says of an app.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AppSpec {
     /// Its name.
     pub app: AppName,

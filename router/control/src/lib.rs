@@ -8,6 +8,7 @@ mod files;
 mod observed;
 mod state;
 mod store;
+mod tasks;
 
 pub use files::FileError;
 pub use observed::{Observed, ObservedCell, ObservedHost};
@@ -18,3 +19,4 @@ pub use state::{
 pub use store::{
     Change, Check, Expected, Listing, Order, SqliteStore, Store, StoreError, StoreResult, Txn, Versioned, Wish, Write,
 };
+pub use tasks::{Components, Tasks, spawn as spawn_tasks};
