@@ -14,7 +14,7 @@ use marcato_api::{
     Inventory, LogPage, OrgName, ProblemKind, RevisionConfig, RevisionNumber, ServiceId, SpaceName, headers,
 };
 
-use crate::testing::{TestCa, TestHost, config, eventually, problem_of};
+use crate::testing::{TestCa, TestHost, call_io, config, eventually, problem_of};
 
 fn component() -> Vec<u8> {
     let folder = std::env::var_os("MARCATO_GUESTS")
@@ -196,4 +196,21 @@ async fn damaged_code_is_compiled_again() {
     let host = TestHost::start_in("h1", ca, dir).await;
     wait_for(&host, "a-1", InstancePhase::Ready).await;
     assert_eq!(host.request(get("a-1", "/")).await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_waits_for_requests_and_a_client_that_left_is_not_waited_for() {
+    let (host, _) = serving().await;
+    let connect = || tokio::net::UnixStream::connect(&host.ingress);
+    let in_flight = async |wanted: u32| {
+        eventually(|| async { (host.inventory().await.instances[0].in_flight == wanted).then_some(()) }).await;
+    };
+    let left = tokio::spawn(call_io(connect().await.unwrap(), get("a-1", "/never")));
+    in_flight(1).await;
+    left.abort();
+    in_flight(0).await;
+    let stays = tokio::spawn(call_io(connect().await.unwrap(), get("a-1", "/sleep?ms=1000")));
+    in_flight(1).await;
+    host.stop().await;
+    assert_eq!(stays.await.unwrap().unwrap().body().as_ref(), b"awake\n");
 }
