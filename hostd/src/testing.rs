@@ -142,11 +142,21 @@ impl TestHost {
 
     /// A daemon over a directory that another one may have left.
     pub(crate) async fn start_in(id: &str, ca: Arc<TestCa>, dir: Arc<tempfile::TempDir>) -> Self {
+        let config = config(id, dir.path());
+        Self::start_with(id, ca, dir, config).await
+    }
+
+    pub(crate) async fn start_with(
+        id: &str,
+        ca: Arc<TestCa>,
+        dir: Arc<tempfile::TempDir>,
+        config: HostdConfig,
+    ) -> Self {
         ensure_joined(id, &ca, dir.path());
         let (control, ingress) = (dir.path().join("c.sock"), dir.path().join("i.sock"));
         let control = HostAddress::Unix(control);
         let shutdown = CancellationToken::new();
-        let daemon = tokio::spawn(crate::run(config(id, dir.path()), shutdown.clone()));
+        let daemon = tokio::spawn(crate::run(config, shutdown.clone()));
         let host =
             Self { id: id.to_owned(), ca, dir, control, ingress, shutdown, daemon: AbortOnDropHandle::new(daemon) };
         eventually(|| async { host.get("/healthz").await.ok() }).await;

@@ -68,7 +68,10 @@ pub(crate) fn back_off(failures: u32, most: Duration) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod frame_tests {
     use super::*;
     use marcato_api::Generation;
 

@@ -71,9 +71,10 @@ impl From<rusqlite::Error> for Fault {
                 _ => Self::Unavailable(error.to_string()),
             },
             // A stored value that is not what we stored: damage as well.
-            E::FromSqlConversionFailure(..) | E::IntegralValueOutOfRange(..) | E::InvalidColumnType(..) | E::Utf8Error(..) => {
-                Self::Corrupt(error.to_string())
-            }
+            E::FromSqlConversionFailure(..)
+            | E::IntegralValueOutOfRange(..)
+            | E::InvalidColumnType(..)
+            | E::Utf8Error(..) => Self::Corrupt(error.to_string()),
             _ => Self::Unavailable(error.to_string()),
         }
     }

@@ -98,10 +98,7 @@ fn check_entry(key: &str, value: &[u8]) -> Result<(), Failure<KeyValueError>> {
 }
 
 fn get(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>, rusqlite::Error> {
-    connection
-        .prepare_cached("SELECT value FROM entries WHERE key = ?1")?
-        .query_row([key], |row| row.get(0))
-        .optional()
+    connection.prepare_cached("SELECT value FROM entries WHERE key = ?1")?.query_row([key], |row| row.get(0)).optional()
 }
 
 fn get_many(connection: &Connection, keys: &[String]) -> Outcome {

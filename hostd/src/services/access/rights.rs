@@ -45,9 +45,8 @@ pub(super) fn withdraw(c: &Connection, actor: &str, id: &str, resource: &str) ->
 pub(super) fn list(c: &Connection, id: &str, page: PageRequest) -> Outcome<AccessResponse> {
     let (limit, offset) = validate::page(page)?;
     subjects::get(c, id)?;
-    let total: i64 = c
-        .prepare_cached("SELECT count(*) FROM rights WHERE subject = ?1")?
-        .query_row([id], |row| row.get(0))?;
+    let total: i64 =
+        c.prepare_cached("SELECT count(*) FROM rights WHERE subject = ?1")?.query_row([id], |row| row.get(0))?;
     let items = c
         .prepare_cached(
             "SELECT subject, resource, may_read, may_write, granted_by, granted_at FROM rights

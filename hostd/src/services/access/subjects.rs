@@ -1,8 +1,6 @@
 //! Subjects: add, change, remove, look up, list in numeric-aware order, search.
 
-use marcato_api::{
-    AccessError, AccessResponse, Change, Page, PageRequest, Permission, Subject, SubjectKind,
-};
+use marcato_api::{AccessError, AccessResponse, Change, Page, PageRequest, Permission, Subject, SubjectKind};
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use super::{Outcome, count, history, now_ms, timestamp, unknown_word, validate};
@@ -102,13 +100,7 @@ pub(super) fn update(c: &Connection, actor: &str, id: &str, update: &Update<'_>)
 }
 
 /// What changes, in words, for the history.
-fn describe(
-    before: &Subject,
-    kind: SubjectKind,
-    name: &str,
-    description: &str,
-    permission: Permission,
-) -> Vec<String> {
+fn describe(before: &Subject, kind: SubjectKind, name: &str, description: &str, permission: Permission) -> Vec<String> {
     let mut changes = Vec::new();
     if kind != before.kind {
         changes.push(format!("kind from {} to {}", kind_word(before.kind), kind_word(kind)));
