@@ -35,8 +35,8 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 /// Checks a request and rewrites it for the host: origin-form target, one `Host`, no hop-by-hop or
 /// internal field, the client described. Returns the host name in lower case, without port.
 pub(crate) fn admit(parts: &mut Parts, peer: &Peer) -> Result<String, Refusal> {
-    let (authority, host) = authority(parts)?;
     check_method(parts)?;
+    let (authority, host) = authority(parts)?;
     check_framing(&parts.headers)?;
     check_upgrade(&parts.headers)?;
     if let Some(expect) = parts.headers.remove(EXPECT)

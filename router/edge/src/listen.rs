@@ -76,7 +76,8 @@ impl Acceptor {
         }
     }
 
-    /// A place first: who finds none waits in the kernel's backlog.
+    /// Without a place, one connection per listener waits here and the others in the kernel's backlog.
+    /// The place comes second, for a listener without clients must not hold one.
     async fn accept(
         &self,
         listener: &TcpListener,
@@ -85,8 +86,8 @@ impl Acceptor {
         if !backoff.is_zero() {
             tokio::time::sleep(backoff).await;
         }
-        let place = Arc::clone(&self.places).acquire_owned().await.map_err(std::io::Error::other)?;
         let (stream, address) = listener.accept().await?;
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(std::io::Error::other)?;
         Ok((stream, address, place))
     }
 

@@ -120,14 +120,12 @@ async fn connections_have_a_limit() {
     rig.app("a", &[&h.path]);
     let held = TcpStream::connect(rig.http).await.unwrap();
     until("it is accepted", || rig.metric("marcato_edge_connections") == 1.0).await;
-    // The second waits in the backlog until there is a place.
-    let second = async {
-        tokio::task::yield_now().await;
-        assert_eq!(rig.metric("marcato_edge_connections"), 1.0);
-        drop(held);
-    };
-    let (response, ()) = tokio::join!(rig.get("a.test", "/"), second);
-    assert_eq!(body(&response), "hello");
+    // The second waits until there is a place.
+    let mut second = std::pin::pin!(rig.get("a.test", "/"));
+    let early = tokio::time::timeout(Duration::from_millis(100), second.as_mut()).await;
+    assert!(early.is_err() && h.requests() == 0);
+    drop(held);
+    assert_eq!(body(&second.await), "hello");
 }
 
 #[tokio::test]

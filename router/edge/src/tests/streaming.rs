@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use futures::StreamExt as _;
 use http_body::Frame;
 use http_body_util::StreamBody;
 use marcato_api::{Bytes as Size, Millis};
@@ -20,8 +21,6 @@ fn large(taken: &Arc<AtomicU64>) -> Body {
     });
     StreamBody::new(frames).boxed_unsync()
 }
-
-use futures::StreamExt as _;
 
 /// What all sockets and buffers on the way may hold; far below `TOTAL`, so memory is bounded.
 const ON_THE_WAY: u64 = 24 << 20;
@@ -160,6 +159,7 @@ async fn a_client_that_takes_nothing_is_cut() {
     rig.app("a", &[&h.path]);
     let mut stream = TcpStream::connect(rig.http).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await.unwrap();
+    until("it streams", || taken.load(Ordering::SeqCst) > 0).await;
     until("the edge cuts it", || rig.metric("marcato_edge_connections") == 0.0).await;
     assert!(taken.load(Ordering::SeqCst) < TOTAL);
     assert!(rig.metric("marcato_edge_cut_stalled_total") >= 1.0);
