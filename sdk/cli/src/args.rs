@@ -92,7 +92,7 @@ impl Cli {
     pub(crate) fn run(self) -> Result<()> {
         let out = Output { json: self.json };
         match self.command {
-            Command::Up(args) => up::run(args, out),
+            Command::Up(args) => up::run(&args, out),
             Command::Router(args) => server::router::run(args),
             Command::Hostd(args) => server::hostd::run(args),
             Command::CompileComponent(args) => server::compile::run(&args),

@@ -109,15 +109,15 @@ pub(crate) fn write_private(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// The server to talk to, out of the saved login and the environment.
-pub(crate) fn resolve(saved: Option<Login>, overrides: &Overrides) -> Result<Login> {
+pub(crate) fn resolve(saved: Option<&Login>, overrides: &Overrides) -> Result<Login> {
     let missing = |what: &str| {
         Failure::new(Code::NotLoggedIn, format!("not logged in: {what}"))
             .next("marcato login URL --token-file FILE, or set MARCATO_ADMIN, MARCATO_CA and MARCATO_TOKEN")
     };
     let same = |saved: &Login| overrides.admin.as_ref().is_none_or(|a| trimmed(a) == trimmed(&saved.admin));
-    let admin = overrides.admin.clone().or_else(|| saved.as_ref().map(|s| s.admin.clone()));
+    let admin = overrides.admin.clone().or_else(|| saved.map(|s| s.admin.clone()));
     let admin = admin.ok_or_else(|| missing("no server is known"))?;
-    let ca_pem = match (&overrides.ca, &saved) {
+    let ca_pem = match (&overrides.ca, saved) {
         (Some(file), _) => std::fs::read_to_string(file)
             .with_context(|| format!("cannot read the authority's certificate {} (MARCATO_CA)", file.display()))?,
         (None, Some(saved)) if same(saved) => saved.ca_pem.clone(),
@@ -127,7 +127,7 @@ pub(crate) fn resolve(saved: Option<Login>, overrides: &Overrides) -> Result<Log
             );
         }
     };
-    let token = match (&overrides.token, &saved) {
+    let token = match (&overrides.token, saved) {
         (Some(token), _) => token.clone(),
         // The saved token was given to the saved authority; another one must not get it.
         (None, Some(saved)) if same(saved) && ca_pem == saved.ca_pem => saved.token.clone(),
@@ -143,7 +143,8 @@ fn trimmed(url: &str) -> &str {
 /// A client for the server to talk to.
 pub(crate) fn client() -> Result<AdminClient> {
     let overrides = Overrides::from_env();
-    let login = resolve(load(&file()?)?, &overrides)?;
+    let saved = load(&file()?)?;
+    let login = resolve(saved.as_ref(), &overrides)?;
     connect(&login)
 }
 
@@ -204,13 +205,13 @@ mod tests {
         };
         let none = overrides(None, None, None);
         assert!(resolve(None, &none).is_err());
-        assert_eq!(resolve(Some(login()), &none).unwrap(), login());
-        assert_eq!(resolve(Some(login()), &overrides(Some("https://a:1/"), None, None)).unwrap().token, "mt_secret");
-        assert_eq!(resolve(Some(login()), &overrides(None, None, Some("mt_x"))).unwrap().token, "mt_x");
-        assert!(resolve(Some(login()), &overrides(Some("https://b:1"), None, None)).is_err());
-        assert!(resolve(Some(login()), &overrides(Some("https://b:1"), None, Some("t"))).is_err());
-        assert!(resolve(Some(login()), &overrides(Some("https://b:1"), Some(&ca), None)).is_err());
-        assert!(resolve(Some(login()), &overrides(None, Some(&ca), None)).is_err());
+        assert_eq!(resolve(Some(&login()), &none).unwrap(), login());
+        assert_eq!(resolve(Some(&login()), &overrides(Some("https://a:1/"), None, None)).unwrap().token, "mt_secret");
+        assert_eq!(resolve(Some(&login()), &overrides(None, None, Some("mt_x"))).unwrap().token, "mt_x");
+        assert!(resolve(Some(&login()), &overrides(Some("https://b:1"), None, None)).is_err());
+        assert!(resolve(Some(&login()), &overrides(Some("https://b:1"), None, Some("t"))).is_err());
+        assert!(resolve(Some(&login()), &overrides(Some("https://b:1"), Some(&ca), None)).is_err());
+        assert!(resolve(Some(&login()), &overrides(None, Some(&ca), None)).is_err());
         let all = resolve(None, &overrides(Some("https://b:1"), Some(&ca), Some("t"))).unwrap();
         assert_eq!((all.admin.as_str(), all.ca_pem.as_str(), all.token.as_str()), ("https://b:1", "OTHER", "t"));
     }

@@ -67,11 +67,11 @@ struct Ready {
     token_file: PathBuf,
 }
 
-pub(crate) fn run(args: UpArgs, out: Output) -> Result<()> {
+pub(crate) fn run(args: &UpArgs, out: Output) -> Result<()> {
     logging::init("marcato=info,warn");
     let data = DataDir::open(args.data.clone())?;
     let listeners = Listeners::bind(&data, args.http, args.https, args.admin, args.hosts)?;
-    runtime::client()?.block_on(supervise(&args, &data, listeners, out))
+    runtime::client()?.block_on(supervise(args, &data, listeners, out))
 }
 
 async fn supervise(args: &UpArgs, data: &DataDir, listeners: Listeners, out: Output) -> Result<()> {
