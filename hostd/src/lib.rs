@@ -36,3 +36,6 @@ pub use identity::IdentityError;
 pub use ledger::LedgerError;
 pub use run::run;
 pub use tls::TlsError;
+
+// For the `marcato` command, which starts the daemon and is its compiler.
+pub use marcato_runtime::{CompileError, CompilerCommand, compile_child};
