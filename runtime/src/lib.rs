@@ -1,1 +1,29 @@
-//! marcato-runtime
+//! The sandbox runtime: compiles WebAssembly components, and runs HTTP requests in them under limits.
+//!
+//! The only user of wasmtime. It sits at the end of the request flow (`hostd::ingress` ->
+//! [`Instance::handle`] -> guest -> services) and of the intent flow (`hostd::reconcile` ->
+//! [`Runtime::compile`] -> [`Runtime::load`] -> [`Runtime::start`]). It owns no storage, no listener and
+//! no configuration file.
+
+mod artifact;
+mod body;
+mod compile;
+mod config;
+mod egress;
+mod engine;
+mod error;
+mod instance;
+mod invoke;
+mod limits;
+mod logs;
+mod runtime;
+mod sandbox;
+mod services;
+
+pub use body::{BodyError, BoxError, RequestBody, ResponseBody};
+pub use compile::compile_child;
+pub use config::{CompilerCommand, InstanceSetup, PoolConfig, RuntimeConfig};
+pub use error::{CompileError, InvokeError, LoadError, RuntimeError, StartError};
+pub use instance::Instance;
+pub use runtime::{Code, Runtime};
+pub use services::{AccessService, KeyValueService, LogSink, Services};

@@ -1,0 +1,92 @@
+//! What a runtime and an instance are made from. Owns plain configuration only; no `Default`, so no
+//! number hides: [`PoolConfig::for_host`] names the ones that were decided.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use marcato_api::{AppName, Bytes, InstanceId, Millis, RevisionConfig, RevisionNumber};
+
+use crate::services::{LogSink, Services};
+
+/// What a runtime is made from.
+#[derive(Debug, Clone)]
+pub struct RuntimeConfig {
+    /// Private directory for compiled code; made with mode 0700 when it is not there.
+    pub cache_dir: PathBuf,
+    /// The program that compiles components in a process of its own.
+    pub compiler: CompilerCommand,
+    /// How much the sandboxes of this host may use in all.
+    pub pool: PoolConfig,
+    /// Whether guests may connect to loopback, private and link-local addresses. Off but for tests.
+    pub allow_private_egress: bool,
+}
+
+/// The program that compiles a component: it gets the component on stdin and the path of the output
+/// as its last argument, and calls [`crate::compile_child`].
+#[derive(Debug, Clone)]
+pub struct CompilerCommand {
+    /// The program.
+    pub program: PathBuf,
+    /// Arguments before the output path.
+    pub args: Vec<OsString>,
+    /// Memory that one compilation may use on top of what the process maps at its start.
+    pub memory: Bytes,
+    /// How long one compilation may take.
+    pub timeout_ms: Millis,
+}
+
+impl CompilerCommand {
+    /// `program` with `args`, 1 GiB and 60 s: a 20 MB Python component takes 350 MB and 9 s.
+    pub fn new(program: impl Into<PathBuf>, args: impl IntoIterator<Item = OsString>) -> Self {
+        Self {
+            program: program.into(),
+            args: args.into_iter().collect(),
+            memory: Bytes::mib(1024),
+            timeout_ms: Millis::secs(60),
+        }
+    }
+}
+
+/// Size of the pool that all sandboxes of a host come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Most live sandboxes at once (1 to 100,000).
+    pub sandboxes: u32,
+    /// Address space of one linear memory; a memory never grows beyond it (64 KiB to 4 GiB).
+    pub memory_per_sandbox: Bytes,
+    /// How much of a slot is zeroed by hand instead of given back to the kernel.
+    pub keep_resident: Bytes,
+}
+
+impl PoolConfig {
+    /// The pool of a host: memories of up to 1 GiB, 2 MiB of each kept resident.
+    #[must_use]
+    pub const fn for_host(sandboxes: u32) -> Self {
+        Self { sandboxes, memory_per_sandbox: Bytes::mib(1024), keep_resident: Bytes::mib(2) }
+    }
+}
+
+/// What an instance is made from.
+#[derive(Clone)]
+pub struct InstanceSetup {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its app.
+    pub app: AppName,
+    /// Its revision.
+    pub revision: RevisionNumber,
+    /// What it runs with.
+    pub config: RevisionConfig,
+    /// Bound services, by binding name.
+    pub services: Services,
+    /// Where its log lines go.
+    pub logs: Arc<dyn LogSink>,
+}
+
+impl std::fmt::Debug for InstanceSetup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The config holds secrets (env).
+        f.debug_struct("InstanceSetup").field("id", &self.id).field("revision", &self.revision).finish_non_exhaustive()
+    }
+}
