@@ -5,9 +5,7 @@
 //! Errors are problem details (RFC 9457).
 
 use jiff::Timestamp;
-use marcato_guest::access::{
-    self, Change, HistoryEntry, NewSubject, Permission, Subject, SubjectUpdate,
-};
+use marcato_guest::access::{self, Change, HistoryEntry, NewSubject, Permission, Subject, SubjectUpdate};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -76,10 +74,9 @@ pub(crate) fn route(
         auth::check_form(request, user, &Fields::parse(b""))?;
     }
     match (method, segments) {
-        ("GET", ["session"]) => Ok(Reply::json(
-            200,
-            &json!({"account": user.name(), "role": user.account.role, "csrf": user.csrf}),
-        )),
+        ("GET", ["session"]) => {
+            Ok(Reply::json(200, &json!({"account": user.name(), "role": user.account.role, "csrf": user.csrf})))
+        }
         ("POST", ["logout"]) => {
             auth::log_out(app, user)?;
             Ok(no_content())

@@ -173,7 +173,15 @@ pub(crate) fn new_account(
         ));
     }
     let password_hash = hash_password(name, password)?;
-    Ok(Account { name: name.to_owned(), role, subject, password_hash, epoch: 1, disabled: false, created_ms: app.now_ms })
+    Ok(Account {
+        name: name.to_owned(),
+        role,
+        subject,
+        password_hash,
+        epoch: 1,
+        disabled: false,
+        created_ms: app.now_ms,
+    })
 }
 
 /// Length is what makes a password strong (NIST SP 800-63B): no rules about its characters.

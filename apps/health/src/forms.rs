@@ -79,8 +79,7 @@ pub(crate) fn right_word(permission: Permission) -> &'static str {
 
 /// Whether a text may be a user id: what goes into a path needs no escape then.
 pub(crate) fn is_id(text: &str) -> bool {
-    (1..=64).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 /// Whether a text may be an account's name.

@@ -63,7 +63,8 @@ pub(crate) struct Reply {
 }
 
 /// What every page may load: its style sheet from here, and nothing else.
-const POLICY: &str = "default-src 'none'; style-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+const POLICY: &str =
+    "default-src 'none'; style-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
 impl Reply {
     pub(crate) fn page(status: u16, markup: Markup) -> Self {

@@ -53,7 +53,11 @@ fn route(app: &App, request: &Request, user: Option<&User>) -> Result<Reply, Pro
         _ => {}
     }
     let Some(user) = user else {
-        return if method == "GET" || state::is_set_up(&app.state)? { Err(Problem::LogIn) } else { Err(Problem::Forged) };
+        return if method == "GET" || state::is_set_up(&app.state)? {
+            Err(Problem::LogIn)
+        } else {
+            Err(Problem::Forged)
+        };
     };
     match method {
         "GET" => get(app, user, &segments, &query),

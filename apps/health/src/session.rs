@@ -42,8 +42,8 @@ impl Session {
             return None;
         }
         let session: Self = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
-        let live = now_ms.saturating_sub(session.seen_ms) < IDLE_MS
-            && now_ms.saturating_sub(session.issued_ms) < ABSOLUTE_MS;
+        let live =
+            now_ms.saturating_sub(session.seen_ms) < IDLE_MS && now_ms.saturating_sub(session.issued_ms) < ABSOLUTE_MS;
         live.then_some(session)
     }
 

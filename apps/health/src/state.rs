@@ -144,7 +144,9 @@ impl Throttle {
 fn wait_ms(count: u64, free: u64) -> u64 {
     match count.checked_sub(free) {
         None | Some(0) => 0,
-        Some(over) => 1000u64.checked_shl(u32::try_from(over - 1).unwrap_or(63).min(30)).unwrap_or(u64::MAX).min(LONGEST_WAIT_MS),
+        Some(over) => {
+            1000u64.checked_shl(u32::try_from(over - 1).unwrap_or(63).min(30)).unwrap_or(u64::MAX).min(LONGEST_WAIT_MS)
+        }
     }
 }
 

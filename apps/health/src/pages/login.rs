@@ -21,9 +21,7 @@ pub(crate) fn submit(app: &App, request: &Request, form: &Fields) -> Result<Repl
     let Some(key) = state::session_key(&app.state)? else { return Ok(not_set_up()) };
     auth::check_visitor(request, &key, form)?;
     match auth::log_in(app, request, form.text("name"), form.raw("password")) {
-        Ok((_, token)) => {
-            Ok(Reply::redirect("/users").with("set-cookie", auth::session_cookie(request, &token)))
-        }
+        Ok((_, token)) => Ok(Reply::redirect("/users").with("set-cookie", auth::session_cookie(request, &token))),
         Err(problem @ (Problem::Invalid(_) | Problem::Throttled(_))) => {
             let reply = page(request, &key, problem.status(), form.text("name"), Some(&problem.message()))?;
             Ok(match problem {
