@@ -24,8 +24,8 @@ pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     run(cargo().args(["build", "--release", "--locked", "-p", "marcato-cli", "-p", "marcato-benches"]))?;
     run(std::process::Command::new(target_dir().join("release/marcato-bench"))
         .current_dir(root())
-        .arg("--marcato")
-        .arg(target_dir().join("release/marcato"))
+        .env("MARCATO_BIN", target_dir().join("release/marcato"))
+        .env("MARCATO_GUESTS", guests::folder())
         .arg("--wasmtime")
         .arg(wasmtime)
         .arg("--guests")
