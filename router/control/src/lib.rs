@@ -4,12 +4,23 @@
 //! request path (edge), decisions (plan) nor transport to hosts (`marcato-client`). Flow: operator ->
 //! admin API -> store -> plan -> push -> hosts.
 
+mod api;
+mod auth;
+mod blobs;
+mod ca;
+mod control;
 mod files;
+mod hosts;
 mod observed;
 mod state;
 mod store;
+mod tls;
 
+pub use blobs::{BlobError, Blobs};
+pub use ca::{Authority, CaError, Leaf};
+pub use control::{Control, ControlConfig, ControlError};
 pub use files::FileError;
+pub use hosts::HostClients;
 pub use observed::{Observed, ObservedCell, ObservedHost};
 pub use state::{
     ComponentRecord, Deed, Desired, HostRecord, JoinOutcome, JoinTokenRecord, RevisionDraft, SealError, SealKey,
@@ -18,3 +29,4 @@ pub use state::{
 pub use store::{
     Change, Check, Expected, Listing, Order, SqliteStore, Store, StoreError, StoreResult, Txn, Versioned, Wish, Write,
 };
+pub use tls::ReloadingCert;

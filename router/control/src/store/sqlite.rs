@@ -70,7 +70,8 @@ impl SqliteStore {
         let connection = Connection::open(path).map_err(failed)?;
         configure(&connection).map_err(failed)?;
         let id: i64 = connection.query_row("PRAGMA application_id", [], |r| r.get(0)).map_err(failed)?;
-        let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_master", [], |r| r.get(0)).map_err(failed)?;
+        let tables: i64 =
+            connection.query_row("SELECT count(*) FROM sqlite_master", [], |r| r.get(0)).map_err(failed)?;
         if tables == 0 {
             create(&connection).map_err(failed)?;
         } else if id != APPLICATION_ID {
@@ -126,9 +127,8 @@ impl SqliteStore {
             Ok((connection, value))
         };
         let joined = tokio::task::spawn_blocking(work).await;
-        let (connection, value) = joined
-            .map_err(|e| StoreError::Engine { operation, reason: e.to_string() })?
-            .map_err(engine(operation))?;
+        let (connection, value) =
+            joined.map_err(|e| StoreError::Engine { operation, reason: e.to_string() })?.map_err(engine(operation))?;
         let mut readers = self.inner.readers.lock().unwrap_or_else(PoisonError::into_inner);
         if readers.len() < READERS {
             readers.push(connection);
@@ -276,12 +276,8 @@ impl Store for SqliteStore {
             prefix: String,
             after: StoreRevision,
         }
-        let watching = Watching {
-            store: Arc::downgrade(&self.inner),
-            latest: self.latest(),
-            prefix: prefix.to_owned(),
-            after,
-        };
+        let watching =
+            Watching { store: Arc::downgrade(&self.inner), latest: self.latest(), prefix: prefix.to_owned(), after };
         stream::unfold(Some(watching), |watching| async move {
             let mut w = watching?;
             loop {

@@ -107,11 +107,7 @@ fn apply(outer: &mut rusqlite::Transaction<'_>, job: Job, newest: &mut StoreRevi
     }
 }
 
-fn commit(
-    outer: &mut rusqlite::Transaction<'_>,
-    txn: &Txn,
-    newest: &mut StoreRevision,
-) -> StoreResult<StoreRevision> {
+fn commit(outer: &mut rusqlite::Transaction<'_>, txn: &Txn, newest: &mut StoreRevision) -> StoreResult<StoreRevision> {
     let inner = outer.savepoint().map_err(engine("begin a write"))?;
     for check in &txn.checks {
         let found: Option<u64> = inner
