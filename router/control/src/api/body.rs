@@ -59,6 +59,10 @@ async fn read(request: Request, limit_bytes: usize, timeout: Duration) -> Result
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // serde would also take the fields as an array, in their order: nobody means that.
+    if bytes.trim_ascii_start().first().is_some_and(|b| *b != b'{') {
+        return Err(Problem::new(ProblemKind::BadRequest, "expected a JSON object"));
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|e| {
         let path = e.path().to_string();

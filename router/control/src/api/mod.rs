@@ -17,6 +17,8 @@ mod server;
 mod services;
 mod session;
 mod status;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 use std::sync::Arc;
