@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
 use marcato_api::{Problem, ProblemKind};
 use serde::de::DeserializeOwned;
 
@@ -13,6 +14,8 @@ use super::problem::ApiError;
 
 /// Longest JSON body.
 const JSON_LIMIT_BYTES: usize = 1 << 20;
+/// How much of a body that is too long is read and thrown away.
+const THROWN_BYTES: usize = 8 << 20;
 /// How long a JSON body may take to arrive.
 const JSON_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a component or a backup may take to arrive.
@@ -41,21 +44,38 @@ pub(crate) async fn upload(request: Request, limit_bytes: usize) -> Result<Bytes
 }
 
 async fn read(request: Request, limit_bytes: usize, timeout: Duration) -> Result<Bytes, ApiError> {
-    let too_large = || Problem::new(ProblemKind::TooLarge, format!("the body may have at most {limit_bytes} bytes"));
     let announced = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
-    if announced.is_some_and(|n: u64| n > limit_bytes as u64) {
-        return Err(too_large().into());
-    }
-    let body = Limited::new(request.into_body(), limit_bytes);
-    match tokio::time::timeout(timeout, body.collect()).await {
-        Ok(Ok(whole)) => Ok(whole.to_bytes()),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_large().into()),
-        Ok(Err(e)) => Err(Problem::new(ProblemKind::BadRequest, format!("the body broke off: {e}")).into()),
-        Err(_) => {
-            let why = format!("the body did not arrive within {} s", timeout.as_secs());
-            Err(Problem::new(ProblemKind::BadRequest, why).into())
+    let too_large = announced.is_some_and(|n: u64| n > limit_bytes as u64);
+    let reading = collect(request.into_body(), limit_bytes, too_large);
+    tokio::time::timeout(timeout, reading).await.unwrap_or_else(|_| {
+        let why = format!("the body did not arrive within {} s", timeout.as_secs());
+        Err(Problem::new(ProblemKind::BadRequest, why).into())
+    })
+}
+
+/// A body that is too long is read on for a while and thrown away: a client that still writes when the
+/// connection closes sees a broken pipe instead of the answer.
+async fn collect(mut body: Body, limit_bytes: usize, mut too_large: bool) -> Result<Bytes, ApiError> {
+    let (mut kept, mut thrown) = (BytesMut::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| Problem::new(ProblemKind::BadRequest, format!("the body broke off: {e}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        too_large |= kept.len() + data.len() > limit_bytes;
+        if !too_large {
+            kept.extend_from_slice(&data);
+            continue;
+        }
+        kept = BytesMut::new();
+        thrown += data.len();
+        if thrown > THROWN_BYTES {
+            break;
         }
     }
+    if too_large {
+        let why = format!("the body may have at most {limit_bytes} bytes");
+        return Err(Problem::new(ProblemKind::TooLarge, why).into());
+    }
+    Ok(kept.freeze())
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {

@@ -11,7 +11,6 @@ use axum::Router;
 use axum::body::Body;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -43,16 +42,17 @@ pub(crate) async fn serve(
 ) {
     let acceptor = TlsAcceptor::from(tls);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let graceful = Arc::new(GracefulShutdown::new());
+    let cut = CancellationToken::new();
     let tasks = TaskTracker::new();
     let accept = async {
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    let one = connection(stream, peer, acceptor.clone(), router.clone(), Arc::clone(&graceful));
+                    let one = connection(stream, peer, acceptor.clone(), router.clone(), shutdown.clone());
+                    let cut = cut.clone();
                     tasks.spawn(async move {
-                        one.await;
+                        cut.run_until_cancelled(one).await;
                         drop(place);
                     });
                 }
@@ -66,15 +66,10 @@ pub(crate) async fn serve(
     shutdown.run_until_cancelled(accept).await;
     drop(listener);
     tasks.close();
-    let drained = async {
-        // Handshakes that are still going hold a clone; they end by their own time limit.
-        if let Ok(graceful) = Arc::try_unwrap(graceful) {
-            graceful.shutdown().await;
-        }
-        tasks.wait().await;
-    };
-    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+    if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
         tracing::warn!("admin calls that did not end in time were cut");
+        cut.cancel();
+        tasks.wait().await;
     }
 }
 
@@ -83,15 +78,17 @@ async fn connection(
     peer: SocketAddr,
     acceptor: TlsAcceptor,
     router: Router,
-    graceful: Arc<GracefulShutdown>,
+    shutdown: CancellationToken,
 ) {
     if let Err(e) = stream.set_nodelay(true) {
         tracing::debug!(%peer, error = %e, "no TCP_NODELAY");
     }
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(e)) => return tracing::debug!(%peer, error = %e, "no TLS handshake"),
-        Err(_) => return tracing::debug!(%peer, "the TLS handshake took too long"),
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+    let stream = match shutdown.run_until_cancelled(handshake).await {
+        Some(Ok(Ok(stream))) => stream,
+        Some(Ok(Err(e))) => return tracing::debug!(%peer, error = %e, "no TLS handshake"),
+        Some(Err(_)) => return tracing::debug!(%peer, "the TLS handshake took too long"),
+        None => return,
     };
     let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let mut request = request.map(Body::new);
@@ -106,9 +103,15 @@ async fn connection(
         .max_concurrent_streams(STREAMS)
         .keep_alive_interval(Some(HEADER_TIMEOUT))
         .max_header_list_size(32 << 10);
-    let serving = graceful.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
-    drop(graceful);
-    if let Err(e) = serving.await {
+    let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(e) = ended {
         tracing::debug!(%peer, error = %e, "an admin connection ended with an error");
     }
 }
