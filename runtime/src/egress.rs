@@ -45,10 +45,16 @@ impl Pattern {
         };
         let authority: Authority = rest.parse().ok()?;
         let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
-        if rest.contains('@') || host.is_empty() || host.contains('*') || rest.ends_with(':') {
+        let port = authority.port_u16();
+        // What follows the host and is no port number is nothing.
+        if rest.contains('@')
+            || host.is_empty()
+            || host.contains('*')
+            || (port.is_none() && rest.len() > authority.host().len())
+        {
             return None;
         }
-        Some(Self { host, subdomains, port: authority.port_u16() })
+        Some(Self { host, subdomains, port })
     }
 
     fn matches(&self, host: &str, port: u16, default_port: u16) -> bool {

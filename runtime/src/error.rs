@@ -141,8 +141,4 @@ impl InvokeError {
     pub(crate) fn not_started(kind: ProblemKind, detail: impl Into<String>) -> Self {
         Self { kind, not_started: true, detail: detail.into() }
     }
-
-    pub(crate) fn started(kind: ProblemKind, detail: impl Into<String>) -> Self {
-        Self { kind, not_started: false, detail: detail.into() }
-    }
 }

@@ -146,7 +146,7 @@ impl Instance {
         let inner = &self.0;
         let deadline = Instant::now() + Duration::from(inner.config.limits.time_ms);
         invoke::check_length(inner, &request)?;
-        let ticket = inner.admit(deadline, &request).await?;
+        let ticket = inner.admit(deadline, request.headers()).await?;
         invoke::handle(inner, ticket, deadline, request).await
     }
 
@@ -200,7 +200,7 @@ impl Instance {
 
 impl Inner {
     /// A place for the request, at once or after a wait in the queue.
-    async fn admit<B>(self: &Arc<Self>, deadline: Instant, request: &http::Request<B>) -> Result<Ticket, InvokeError> {
+    async fn admit(self: &Arc<Self>, deadline: Instant, headers: &http::HeaderMap) -> Result<Ticket, InvokeError> {
         if self.draining.load(Ordering::SeqCst) {
             return Err(InvokeError::not_started(
                 ProblemKind::InstanceGone,
@@ -209,7 +209,7 @@ impl Inner {
         }
         let place = match Arc::clone(&self.places).try_acquire_owned() {
             Ok(place) => place,
-            Err(_) => self.wait(deadline, invoke::request_id(request)).await?,
+            Err(_) => self.wait(deadline, invoke::request_id(headers)).await?,
         };
         self.in_flight.fetch_add(1, Ordering::SeqCst);
         Ok(Ticket { inner: Arc::clone(self), _place: place })

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::BodyExt as _;
-use marcato_api::{Bytes as ByteCount, ProblemKind, headers};
+use marcato_api::{Bytes as ByteCount, ProblemKind, headers as names};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use wasmtime_wasi::I32Exit;
@@ -60,8 +60,8 @@ impl Failure {
 }
 
 /// The request's id; empty when the edge gave none.
-pub(crate) fn request_id<B>(request: &http::Request<B>) -> &str {
-    request.headers().get(headers::REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or("")
+pub(crate) fn request_id(headers: &HeaderMap) -> &str {
+    headers.get(names::REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or("")
 }
 
 /// Refuses a body whose announced length is over the limit. Another instance would refuse it as well,
@@ -73,7 +73,8 @@ pub(crate) fn check_length<B: http_body::Body>(inner: &Inner, request: &http::Re
         return Ok(());
     }
     let detail = format!("limit request_body_bytes ({limit}) reached: the body has {}", ByteCount(announced));
-    let mut error = inner.refused(Limit::RequestBodyBytes, ProblemKind::TooLarge, detail, request_id(request));
+    let mut error =
+        inner.refused(Limit::RequestBodyBytes, ProblemKind::TooLarge, detail, request_id(request.headers()));
     error.not_started = false;
     Err(error)
 }
@@ -83,7 +84,7 @@ pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
 }
 
 fn strip_internal(headers: &mut HeaderMap) {
-    let internal = |name: &HeaderName| name.as_str().starts_with(headers::INTERNAL_PREFIX);
+    let internal = |name: &HeaderName| name.as_str().starts_with(names::INTERNAL_PREFIX);
     if headers.keys().any(internal) {
         let names: Vec<_> = headers.keys().filter(|n| internal(n)).cloned().collect();
         for name in names {
@@ -110,7 +111,7 @@ impl Running {
         request: http::Request<WasiBody>,
         answer: oneshot::Sender<Answer>,
     ) -> Self {
-        let id: Arc<str> = request_id(&request).into();
+        let id: Arc<str> = request_id(request.headers()).into();
         let idle = inner.take_idle();
         let (meter, log) = match &idle {
             Some(sandbox) => {
@@ -184,7 +185,7 @@ pub(crate) async fn handle(
     request: http::Request<RequestBody>,
 ) -> Result<http::Response<ResponseBody>, InvokeError> {
     let limits = &inner.config.limits;
-    let id: Arc<str> = request_id(&request).into();
+    let id: Arc<str> = request_id(request.headers()).into();
     let too_large = Arc::new(AtomicBool::new(false));
     let (mut parts, body) = request.into_parts();
     strip_internal(&mut parts.headers);

@@ -27,3 +27,6 @@ pub use error::{CompileError, InvokeError, LoadError, RuntimeError, StartError};
 pub use instance::Instance;
 pub use runtime::{Code, Runtime};
 pub use services::{AccessService, KeyValueService, LogSink, Services};
+
+#[cfg(test)]
+mod tests;

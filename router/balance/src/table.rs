@@ -40,13 +40,16 @@ pub struct AppEntry {
     pub endpoints: Vec<Arc<Endpoint>>,
 }
 
+/// Path prefixes of one host name.
+type Prefixes = Vec<(Box<str>, Arc<AppEntry>)>;
+
 /// Which app answers where.
 #[derive(Debug, Default)]
 pub struct RouteTable {
     version: u64,
     apps: Vec<Arc<AppEntry>>,
     /// Prefixes of a host, longest first, without their trailing `/`.
-    hosts: HashMap<Box<str>, Vec<(Box<str>, Arc<AppEntry>)>>,
+    hosts: HashMap<Box<str>, Prefixes>,
 }
 
 impl RouteTable {

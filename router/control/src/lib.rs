@@ -4,13 +4,24 @@
 //! request path (edge), decisions (plan) nor transport to hosts (`marcato-client`). Flow: operator ->
 //! admin API -> store -> plan -> push -> hosts.
 
+mod api;
+mod auth;
+mod blobs;
+mod ca;
+mod control;
 mod files;
+mod hosts;
 mod observed;
 mod state;
 mod store;
 mod tasks;
+mod tls;
 
+pub use blobs::{BlobError, Blobs};
+pub use ca::{Authority, CaError, Leaf};
+pub use control::{Control, ControlConfig, ControlError};
 pub use files::FileError;
+pub use hosts::HostClients;
 pub use observed::{Observed, ObservedCell, ObservedHost};
 pub use state::{
     ComponentRecord, Deed, Desired, HostRecord, JoinOutcome, JoinTokenRecord, RevisionDraft, SealError, SealKey,
@@ -20,3 +31,4 @@ pub use store::{
     Change, Check, Expected, Listing, Order, SqliteStore, Store, StoreError, StoreResult, Txn, Versioned, Wish, Write,
 };
 pub use tasks::{Components, Tasks, spawn as spawn_tasks};
+pub use tls::ReloadingCert;

@@ -8,7 +8,7 @@
 use std::net::Ipv6Addr;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
@@ -45,6 +45,7 @@ pub(crate) fn admit(parts: &mut Parts, peer: &Peer) -> Result<String, Refusal> {
         let detail = "The only expectation served is 100-continue.";
         return Err(Refusal::status(StatusCode::EXPECTATION_FAILED, "Expectation failed", detail));
     }
+    join_cookies(&mut parts.headers);
     strip_hop_by_hop(&mut parts.headers);
     strip_internal(&mut parts.headers);
     peer.describe(&mut parts.headers, &authority);
@@ -151,6 +152,21 @@ fn check_upgrade(headers: &HeaderMap) -> Result<(), Refusal> {
     }
     let detail = "HTTP upgrade (such as WebSocket) is not served here.";
     Err(Refusal::status(StatusCode::NOT_IMPLEMENTED, "Not implemented", detail))
+}
+
+/// HTTP/2 clients send cookies one by one; HTTP/1.1 has a single field (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(COOKIE).iter();
+    let (Some(first), Some(_)) = (crumbs.next(), crumbs.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for crumb in headers.get_all(COOKIE).iter().skip(1) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(crumb.as_bytes());
+    }
+    // Valid values joined by a valid text: never an error.
+    if let Ok(joined) = HeaderValue::from_maybe_shared(bytes::Bytes::from(joined)) {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// Removes hop-by-hop fields and those that `Connection` names.

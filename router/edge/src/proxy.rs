@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -37,6 +38,7 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<Download>, Infallible> {
     let accept = Accept::of(request.headers());
+    let is_head = request.method() == Method::HEAD;
     let mut exchange = Exchange::begin(&shared, &peer, &request);
     let result = if exchange.over_limit {
         Err(Refusal::new(ProblemKind::Unavailable, "The router is at its limit."))
@@ -53,7 +55,8 @@ pub(crate) async fn serve(
             exchange.status = refusal.status.as_u16();
             let (mut response, body) = refusal.render(&accept, exchange.id.to_str().unwrap_or_default());
             exchange.mark(response.headers_mut());
-            response.map(|()| Download::page(body, exchange))
+            // hyper leaves the body out for HTTP/1 only.
+            response.map(|()| Download::page(if is_head { Bytes::new() } else { body }, exchange))
         }
     })
 }
@@ -280,9 +283,9 @@ impl<'a> Job<'a> {
     ) -> Attempt {
         let gone = kind == ProblemKind::InstanceGone;
         if gone {
-            self.failed(picked)
+            self.failed(picked);
         } else {
-            picked.succeeded()
+            picked.succeeded();
         }
         drain(body, lease, self.upload.as_deref()).await;
         let refusal = Refusal::plain(kind);

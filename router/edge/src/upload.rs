@@ -234,7 +234,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             // hyper asks once, before the first frame.
-            Self::Stream { upload, .. } => upload.hint.clone(),
+            Self::Stream { upload, .. } => upload.hint,
         }
     }
 }

@@ -282,7 +282,7 @@ impl Store for SqliteStore {
             let mut w = watching?;
             loop {
                 w.latest.borrow_and_update();
-                let Some(inner) = w.store.upgrade() else { return None };
+                let inner = w.store.upgrade()?;
                 let found = SqliteStore { inner }.changes(w.prefix.clone(), w.after).await;
                 match found {
                     Err(e) => return Some((Err(e), None)),

@@ -67,8 +67,7 @@ fn write_group(connection: &mut Connection, group: &mut Vec<Job>, latest: &watch
     if failure.is_none() {
         latest.send_if_modified(|l| std::mem::replace(l, newest) != newest);
     }
-    // When the group could not even begin, its jobs are still here and are answered by their closed channel's
-    // owner with this failure.
+    // When the group could not even begin, its jobs are still here.
     for job in group.drain(..) {
         let e = failure.clone().unwrap_or(StoreError::Closed);
         match job {
@@ -160,7 +159,7 @@ fn write(inner: &rusqlite::Savepoint<'_>, txn: &Txn, revision: u64) -> rusqlite:
     }
     inner.prepare_cached("UPDATE meta SET value = ?1 WHERE name = 'revision'")?.execute([revision])?;
     // Forgetting in steps keeps the cost of a commit even.
-    if revision > HISTORY && revision % 256 == 0 {
+    if revision > HISTORY && revision.is_multiple_of(256) {
         let oldest = revision - HISTORY;
         inner.execute("DELETE FROM changes WHERE revision <= ?1", [oldest])?;
         inner.execute("UPDATE meta SET value = ?1 WHERE name = 'compacted'", [oldest])?;

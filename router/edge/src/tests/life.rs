@@ -47,6 +47,16 @@ async fn http2_is_served_plain_and_over_tls() {
         let head = h.last();
         assert_eq!((head.uri.to_string().as_str(), head.headers["host"].to_str().unwrap()), ("/path?q", "a.test"));
         assert_eq!(head.headers["x-forwarded-proto"], scheme);
+        let mut crumbs = get(&uri);
+        crumbs.headers_mut().append("cookie", "a=1".parse().unwrap());
+        crumbs.headers_mut().append("cookie", "b=2".parse().unwrap());
+        assert_eq!(sender.send_request(crumbs).await.unwrap().status(), 200);
+        assert_eq!(h.last().headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+        let mut head = get("http://nowhere.test/");
+        *head.method_mut() = http::Method::HEAD;
+        let response = sender.send_request(head).await.unwrap();
+        assert_eq!(response.status(), 404);
+        assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
         let mut other = get(&uri);
         other.headers_mut().insert("host", "b.test".parse().unwrap());
         assert_eq!(sender.send_request(other).await.unwrap().status(), 400);

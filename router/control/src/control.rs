@@ -1,0 +1,258 @@
+//! The control plane as one value: opened from a directory, then served.
+//!
+//! Owns: the order of the start (authority, store, first token, certificates) and what others of the
+//! router need from it. Does not own the tasks that act on hosts (`tasks`).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use marcato_api::{Role, Token};
+use prometheus_client::registry::Registry;
+use rustls::server::ResolvesServerCert;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::{self, Api, Metrics, Shared};
+use crate::auth::{self, Throttle};
+use crate::blobs::{BlobError, Blobs};
+use crate::ca::{Authority, CaError};
+use crate::files::{self, FileError};
+use crate::hosts::HostClients;
+use crate::observed::ObservedCell;
+use crate::state::{Deed, SealError, SealKey, State, StateError, TokenRecord};
+use crate::store::{SqliteStore, Store, StoreError};
+use crate::tls::{self, ReloadingCert};
+
+/// The name of the token that the first start makes.
+const FIRST_TOKEN: &str = "admin";
+
+/// What the control plane needs to know.
+#[derive(Debug, Clone)]
+pub struct ControlConfig {
+    /// Where everything is kept: `state.sqlite`, `components/`, `ca.*`, `tls/`, `identity/`, `seal.key`, `admin.token`.
+    pub data_dir: PathBuf,
+    /// Apps answer at `{app}.{cluster_domain}` unless they have their own routes.
+    pub cluster_domain: String,
+    /// Port under which clients reach the edge over HTTP; `None` when they cannot.
+    pub http_port: Option<u16>,
+    /// Port under which clients reach the edge over HTTPS; `None` when they cannot.
+    pub https_port: Option<u16>,
+    /// The release, for `/version`.
+    pub version: String,
+}
+
+/// Why the control plane cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The data directory cannot be used.
+    #[error("the data directory cannot be used")]
+    Files(#[from] FileError),
+    /// The store cannot be opened.
+    #[error("the store cannot be opened")]
+    Store(#[from] StoreError),
+    /// The state cannot be read or written.
+    #[error("the state cannot be prepared")]
+    State(#[from] StateError),
+    /// The sealing key cannot be had.
+    #[error("secrets cannot be sealed")]
+    Seal(#[from] SealError),
+    /// Components cannot be kept.
+    #[error("components cannot be kept")]
+    Blobs(#[from] BlobError),
+    /// Certificates cannot be had.
+    #[error("certificates cannot be had")]
+    Certificates(#[from] CaError),
+    /// The cluster domain is no host name.
+    #[error("cluster domain {0:?}: expected a lower-case host name such as localhost or cloud.example.org")]
+    Domain(String),
+    /// A thread of the start ended early.
+    #[error("the start was cut short")]
+    Interrupted,
+}
+
+/// The control plane.
+pub struct Control {
+    config: ControlConfig,
+    state: State,
+    blobs: Blobs,
+    observed: Arc<ObservedCell>,
+    authority: Arc<Authority>,
+    upstream: Arc<rustls::ClientConfig>,
+    public: Arc<ReloadingCert>,
+    hosts: HostClients,
+    metrics: Metrics,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+struct Opened {
+    store: SqliteStore,
+    seal: SealKey,
+    blobs: Blobs,
+    authority: Authority,
+    upstream: Arc<rustls::ClientConfig>,
+    public: ReloadingCert,
+}
+
+/// Everything that waits for the disk.
+fn open_files(config: &ControlConfig) -> Result<Opened, ControlError> {
+    let dir = &config.data_dir;
+    files::private_dir(dir)?;
+    let authority = Authority::ensure(dir)?;
+    let router = authority.ensure_router(&dir.join("identity"))?;
+    let public = authority.ensure_public(&dir.join("tls"), &config.cluster_domain)?;
+    Ok(Opened {
+        store: SqliteStore::open(&dir.join("state.sqlite"))?,
+        seal: SealKey::ensure(&dir.join("seal.key"))?,
+        blobs: Blobs::local(&dir.join("components"))?,
+        upstream: tls::upstream(&authority, &router)?,
+        public: ReloadingCert::load(public)?,
+        authority,
+    })
+}
+
+impl Control {
+    /// Opens everything, and makes what a first start makes: the authority, the certificates, and
+    /// `admin.token` (mode 0600) with a token of role admin.
+    pub async fn open(config: ControlConfig) -> Result<Self, ControlError> {
+        let probe = marcato_api::Route { host: config.cluster_domain.clone(), path: "/".into() };
+        probe.validate().map_err(|_| ControlError::Domain(config.cluster_domain.clone()))?;
+        let for_files = config.clone();
+        let opened = tokio::task::spawn_blocking(move || open_files(&for_files)).await;
+        let opened = opened.map_err(|_| ControlError::Interrupted)??;
+        let store: Arc<dyn Store> = Arc::new(opened.store);
+        let state = State::new(store, opened.seal);
+        ensure_first_token(&state, &config.data_dir).await?;
+        Ok(Self {
+            state,
+            blobs: opened.blobs,
+            observed: Arc::new(ObservedCell::new()),
+            authority: Arc::new(opened.authority),
+            hosts: HostClients::new(Arc::clone(&opened.upstream)),
+            upstream: opened.upstream,
+            public: Arc::new(opened.public),
+            metrics: Metrics::default(),
+            config,
+        })
+    }
+
+    /// The desired state.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Component bytes.
+    #[must_use]
+    pub fn blobs(&self) -> &Blobs {
+        &self.blobs
+    }
+
+    /// What hosts last said; the tasks write it.
+    #[must_use]
+    pub fn observed(&self) -> &Arc<ObservedCell> {
+        &self.observed
+    }
+
+    /// Clients of the hosts.
+    #[must_use]
+    pub fn hosts(&self) -> &HostClients {
+        &self.hosts
+    }
+
+    /// How this router calls hosts, and the edge their ingress.
+    #[must_use]
+    pub fn upstream_tls(&self) -> Arc<rustls::ClientConfig> {
+        Arc::clone(&self.upstream)
+    }
+
+    /// The certificate of the public listeners, swapped when its files change.
+    #[must_use]
+    pub fn server_tls(&self) -> Arc<dyn ResolvesServerCert> {
+        Arc::clone(&self.public) as Arc<dyn ResolvesServerCert>
+    }
+
+    /// Looks at the certificate files now (SIGHUP); they are also looked at every two seconds.
+    pub fn reload_certificates(&self) -> bool {
+        self.public.reload_if_changed()
+    }
+
+    /// The authority's certificate file, for clients.
+    #[must_use]
+    pub fn ca_file(&self) -> PathBuf {
+        self.config.data_dir.join("ca.pem")
+    }
+
+    /// The first token's file.
+    #[must_use]
+    pub fn token_file(&self) -> PathBuf {
+        token_file(&self.config.data_dir)
+    }
+
+    /// Puts the control plane's metrics into a registry.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+    }
+
+    /// Serves the admin API until shutdown, then drains. `registry` is what `/metrics` shows.
+    pub async fn serve_admin(
+        &self,
+        admin: TcpListener,
+        registry: Arc<Registry>,
+        shutdown: CancellationToken,
+    ) -> Result<(), ControlError> {
+        let api = Api::new(Shared {
+            state: self.state.clone(),
+            blobs: self.blobs.clone(),
+            observed: Arc::clone(&self.observed),
+            authority: Arc::clone(&self.authority),
+            hosts: self.hosts.clone(),
+            domain: self.config.cluster_domain.clone(),
+            http_port: self.config.http_port,
+            https_port: self.config.https_port,
+            version: self.config.version.clone(),
+            throttle: Throttle::default(),
+            metrics: self.metrics.clone(),
+            registry,
+            big_bodies: Shared::big_bodies(),
+            shutdown: shutdown.clone(),
+        });
+        let tls = tls::listener(Arc::clone(&self.public))?;
+        let tracker = TaskTracker::new();
+        tracker.spawn(Arc::clone(&self.public).watch(shutdown.clone()));
+        api::serve(admin, tls, api::router(api), shutdown).await;
+        tracker.close();
+        tracker.wait().await;
+        Ok(())
+    }
+}
+
+fn token_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("admin.token")
+}
+
+/// Makes the first token when there is none at all. The file is written before the record, so that a
+/// crash in between leaves a file that the next start replaces, never a token that nobody knows.
+async fn ensure_first_token(state: &State, data_dir: &Path) -> Result<(), ControlError> {
+    if !state.tokens().await?.is_empty() {
+        return Ok(());
+    }
+    let (secret, sha256) = auth::new_secret(auth::TOKEN_PREFIX);
+    files::write_secret(&token_file(data_dir), format!("{secret}\n").as_bytes())?;
+    let token = Token {
+        name: FIRST_TOKEN.into(),
+        role: Role::Admin,
+        org: None,
+        created_at: Timestamp::now(),
+        expires_at: None,
+    };
+    let deed = Deed::system("token.create", format!("token/{FIRST_TOKEN}"), "made by the first start");
+    state.create_token(&TokenRecord { token, sha256 }, &deed).await?;
+    Ok(())
+}
