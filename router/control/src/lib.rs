@@ -30,5 +30,5 @@ pub use state::{
 pub use store::{
     Change, Check, Expected, Listing, Order, SqliteStore, Store, StoreError, StoreResult, Txn, Versioned, Wish, Write,
 };
-pub use tasks::{Components, Tasks, spawn as spawn_tasks};
+pub use tasks::{Tasks, spawn as spawn_tasks};
 pub use tls::ReloadingCert;

@@ -16,25 +16,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
-use marcato_api::{Digest, HostId};
+use marcato_api::HostId;
 use marcato_balance::TableCell;
 use marcato_plan::HostPlan;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::blobs::Blobs;
 use crate::observed::ObservedCell;
 use crate::state::State;
-
-/// Where components' bytes come from.
-pub trait Components: Send + Sync + 'static {
-    /// The bytes of a component. Errors: why it cannot be read.
-    fn fetch(&self, digest: &Digest) -> BoxFuture<'_, Result<Bytes, String>>;
-    /// Removes a component that nothing uses; fine when it is not there.
-    fn remove(&self, digest: &Digest) -> BoxFuture<'_, Result<(), String>>;
-}
 
 /// What the tasks work with.
 #[derive(Clone)]
@@ -44,7 +35,7 @@ pub struct Tasks {
     /// What is.
     pub observed: Arc<ObservedCell>,
     /// Components' bytes.
-    pub components: Arc<dyn Components>,
+    pub components: Blobs,
     /// The router's identity towards hosts.
     pub host_tls: Arc<rustls::ClientConfig>,
     /// Where the edge reads its table.

@@ -68,9 +68,9 @@ async fn push(link: &Link, wanted: &HostPlan, inventory: &Inventory, told: Optio
     digests.sort();
     digests.dedup();
     for digest in digests.into_iter().filter(|d| !inventory.components.iter().any(|c| c.digest == **d)) {
-        let bytes = link.shared.tasks.components.fetch(digest).await;
-        let bytes =
-            bytes.map_err(|why| Problem::new(ProblemKind::Unavailable, format!("component {digest}: {why}")))?;
+        let missing = |why: String| Problem::new(ProblemKind::Unavailable, format!("component {digest}: {why}"));
+        let found = link.shared.tasks.components.get(digest).await.map_err(|e| missing(e.to_string()))?;
+        let bytes = found.ok_or_else(|| missing("its bytes are gone from the component store; push it again".into()))?;
         link.client.put_component(digest, bytes.into()).await?;
     }
     let held = told.map_or(inventory.generation, |t| t.generation.max(inventory.generation));

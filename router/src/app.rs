@@ -1,0 +1,111 @@
+//! Wires the edge to the control plane: one cell for the route table, one signal that it changed, one registry,
+//! one shutdown token. Nothing else is shared, so the edge goes on when the control plane does not.
+
+use std::io;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use marcato_balance::TableCell;
+use marcato_control::{Control, ControlConfig, ControlError, Tasks, spawn_tasks};
+use marcato_edge::{Edge, EdgeConfig, EdgeError};
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// What the router is started with. All listeners listen already, bound here or inherited.
+#[derive(Debug)]
+pub struct RouterConfig {
+    /// Where authority, store and components are kept; `admin.token` and `ca.pem` are written there.
+    pub data_dir: PathBuf,
+    /// The cluster's domain: an app's default host name is `APP.DOMAIN`.
+    pub domain: String,
+    /// Plain listeners of the edge.
+    pub http: Vec<TcpListener>,
+    /// TLS listeners of the edge.
+    pub https: Vec<TcpListener>,
+    /// The admin API's listener (TLS).
+    pub admin: TcpListener,
+}
+
+/// Why the router ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    /// A listening socket cannot be used.
+    #[error("the admin listener cannot be used")]
+    Listener(#[source] io::Error),
+    /// The control plane cannot start.
+    #[error("the control plane cannot start")]
+    Control(#[from] ControlError),
+    /// The edge cannot start.
+    #[error("the edge cannot start")]
+    Edge(#[from] EdgeError),
+}
+
+/// How long requests wait in the listeners' backlog for the first route table.
+const FIRST_TABLE: Duration = Duration::from_secs(3);
+
+/// Serves until `shutdown` is cancelled, then drains: the edge first, then the control plane.
+pub async fn run(config: RouterConfig, shutdown: CancellationToken) -> Result<(), RouterError> {
+    let admin = listener(config.admin).map_err(RouterError::Listener)?;
+    let control = Control::open(ControlConfig {
+        data_dir: config.data_dir,
+        cluster_domain: config.domain,
+        http_port: port(&config.http),
+        https_port: port(&config.https),
+        version: env!("CARGO_PKG_VERSION").into(),
+    })
+    .await?;
+    let table = Arc::new(TableCell::new());
+    let (changed, changes) = watch::channel(0);
+    let mut registry = Registry::with_prefix("marcato");
+    let (upstream, server) = (control.upstream_tls(), control.server_tls());
+    let edge = Edge::new(EdgeConfig::standard(), Arc::clone(&table), changes, upstream, server, &mut registry);
+    control.register_metrics(&mut registry);
+
+    // The control plane outlives the edge's drain: hosts that come and go meanwhile still change the table.
+    let control_end = CancellationToken::new();
+    let tracker = TaskTracker::new();
+    let tasks = Tasks {
+        state: control.state().clone(),
+        observed: Arc::clone(control.observed()),
+        components: control.blobs().clone(),
+        host_tls: control.upstream_tls(),
+        table,
+        changed,
+    };
+    let mut ready = spawn_tasks(tasks, &tracker, &control_end);
+    let end = control_end.clone();
+    let admin = tracker.spawn(async move {
+        let outcome = control.serve_admin(admin, Arc::new(registry), end).await;
+        if let Err(error) = &outcome {
+            tracing::error!(%error, "the admin API ended; requests are served with the last route table");
+        }
+    });
+    // A router that was restarted knows no instance yet; requests wait in the backlog until it does.
+    let first = tokio::time::timeout(FIRST_TABLE, ready.wait_for(|r| *r));
+    tokio::select! {
+        outcome = first => if !matches!(outcome, Ok(Ok(_))) {
+            tracing::warn!("no route table yet; serving without one");
+        },
+        () = shutdown.cancelled() => {}
+    }
+    tracing::info!("serving");
+    let served = edge.serve(config.http, config.https, shutdown).await;
+    control_end.cancel();
+    tracker.close();
+    tracker.wait().await;
+    drop(admin.await);
+    Ok(served?)
+}
+
+fn listener(socket: TcpListener) -> io::Result<tokio::net::TcpListener> {
+    socket.set_nonblocking(true)?;
+    tokio::net::TcpListener::from_std(socket)
+}
+
+fn port(listeners: &[TcpListener]) -> Option<u16> {
+    listeners.first()?.local_addr().ok().map(|a| a.port())
+}
