@@ -19,7 +19,7 @@ use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView};
 
-use crate::body::{GuestBody, RequestBody, ResponseBody, UploadBody};
+use crate::body::{GuestBody, RequestBody, ResponseBody, UploadBody, WatchedBody};
 use crate::error::InvokeError;
 use crate::instance::{Inner, Ticket};
 use crate::limits::{CpuMeter, Limit};
@@ -208,11 +208,12 @@ pub(crate) async fn handle(
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
         };
-        match Pin::new(&mut answer).poll(cx) {
-            Poll::Ready(Ok(Ok(response))) => return Poll::Ready(Ok(response)),
-            Poll::Ready(Ok(Err(said))) => return Poll::Ready(Err(Failure::guest(said))),
-            _ if done => return Poll::Ready(Err(Failure::guest("the guest ended without a response".into()))),
-            _ => {}
+        // The sandbox answers within its own poll, so there is nothing to be woken for.
+        match answer.try_recv() {
+            Ok(Ok(response)) => return Poll::Ready(Ok(response)),
+            Ok(Err(said)) => return Poll::Ready(Err(Failure::guest(said))),
+            Err(_) if done => return Poll::Ready(Err(Failure::guest("the guest ended without a response".into()))),
+            Err(_) => {}
         }
         timer.as_mut().poll(cx).map(|()| Err(timed_out(inner)))
     })
@@ -266,7 +267,8 @@ async fn work(
         },
     };
     sandbox.requests += 1;
-    let result = call(&mut sandbox, request, answer).await;
+    let keep = sandbox.requests < inner.config.reuse.max_requests;
+    let result = call(&mut sandbox, keep, request, answer).await;
     log.flush();
     let fired = sandbox.store.data_mut().limiter.fired.take();
     match result {
@@ -283,8 +285,11 @@ async fn work(
     }
 }
 
+/// Calls the handler; returns when the guest is done. A sandbox that is to be kept is not done before
+/// its response's body has gone out.
 async fn call(
     sandbox: &mut Sandbox,
+    keep: bool,
     request: http::Request<WasiBody>,
     answer: oneshot::Sender<Answer>,
 ) -> wasmtime::Result<()> {
@@ -311,15 +316,26 @@ async fn call(
                         Ok(response) => Ok(accessor.with(|store| response.into_http(store, sent))?),
                         Err(code) => Err(format!("the guest answered with the error {code:?}")),
                     };
+                    let (reply, sent_all) = watched(reply);
                     // The client may be gone.
                     let _ = answer.send(reply);
                     // The response's body, and whatever the guest does after it.
                     std::future::poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+                    if keep {
+                        // Ends with an error when the body is dropped, which is as good.
+                        let _ = sent_all.await;
+                    }
                     wasmtime::Result::Ok(())
                 })
                 .await?
         }
     }
+}
+
+/// The answer with a body that tells when it is at its end or dropped.
+fn watched(answer: Answer) -> (Answer, futures::channel::oneshot::Receiver<()>) {
+    let (tx, rx) = futures::channel::oneshot::channel();
+    (answer.map(|response| response.map(|body| WatchedBody::new(body, tx).boxed_unsync())), rx)
 }
 
 /// WASI 0.3 takes scheme and authority from the URI, which in HTTP/1.1 has a path only.
