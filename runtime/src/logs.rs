@@ -312,3 +312,6 @@ impl AsyncWrite for GuestStream {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests;
