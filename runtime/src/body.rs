@@ -1,11 +1,20 @@
-//! Bodies on their way into and out of a sandbox.
+//! Bodies on their way into and out of a sandbox: they count against their limits, and the one that
+//! goes out drives the sandbox that makes it.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http_body::Frame;
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
+use marcato_api::ProblemKind;
+use tokio::time::{Instant, Sleep, sleep_until};
+use wasmtime_wasi_http::{Error, WasiBody};
+
+use crate::invoke::{self, Failure, Running};
+use crate::limits::Limit;
 
 /// Any error of a body's source.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -16,10 +25,16 @@ pub type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
 /// Why a response ended early.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("the response was cut: {0}")]
-pub struct BodyError(pub(crate) String);
+pub struct BodyError(String);
 
 /// A guest's response body. It drives the sandbox: dropping it before its end kills the sandbox.
-pub struct ResponseBody(pub(crate) UnsyncBoxBody<Bytes, BodyError>);
+pub struct ResponseBody(GuestBody);
+
+impl ResponseBody {
+    pub(crate) fn new(body: GuestBody) -> Self {
+        Self(body)
+    }
+}
 
 impl std::fmt::Debug for ResponseBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -27,19 +42,183 @@ impl std::fmt::Debug for ResponseBody {
     }
 }
 
-impl http_body::Body for ResponseBody {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.0).poll_frame(cx)
+        self.0.poll(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.0.ended || self.0.body.is_end_stream()
     }
 
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.0.size_hint()
+    fn size_hint(&self) -> SizeHint {
+        self.0.body.size_hint()
+    }
+}
+
+/// What a response body is made of.
+pub(crate) struct GuestBody {
+    body: WasiBody,
+    /// Taken when a guest works on after its response.
+    running: Option<Running>,
+    timer: Pin<Box<Sleep>>,
+    deadline: Instant,
+    request_id: Arc<str>,
+    announced: Option<u64>,
+    sent: u64,
+    ended: bool,
+}
+
+impl GuestBody {
+    pub(crate) fn new(
+        body: WasiBody,
+        running: Running,
+        deadline: Instant,
+        request_id: Arc<str>,
+        announced: Option<u64>,
+    ) -> Self {
+        let timer = Box::pin(sleep_until(deadline));
+        Self { body, running: Some(running), timer, deadline, request_id, announced, sent: 0, ended: false }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        // The guest first: it makes what the body has to give.
+        if let Some(running) = &mut self.running
+            && let Poll::Ready(Err(failure)) = running.poll(cx)
+        {
+            return self.fail(failure);
+        }
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => self.count(frame),
+            Poll::Ready(Some(Err(e))) => self.fail_with(format!("the guest's response body failed: {e}")),
+            Poll::Ready(None) => {
+                self.ended = true;
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                ready!(self.timer.as_mut().poll(cx));
+                match &self.running {
+                    Some(running) => {
+                        let failure = invoke::timed_out(running.inner());
+                        self.fail(failure)
+                    }
+                    None => self.fail_with("its time is over".into()),
+                }
+            }
+        }
+    }
+
+    fn count(&mut self, frame: Frame<Bytes>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.sent = self.sent.saturating_add(frame.data_ref().map_or(0, |data| data.len() as u64));
+        if let Some(running) = &self.running {
+            let limit = running.inner().config.limits.response_body_bytes;
+            if self.sent > limit.0 {
+                let detail = format!("limit response_body_bytes ({limit}) reached: response cut");
+                return self.fail(Failure::limit(ProblemKind::GuestFailed, Limit::ResponseBodyBytes, detail));
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn fail_with(&mut self, reason: String) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.fail(Failure {
+            kind: ProblemKind::GuestFailed,
+            limit: None,
+            not_started: false,
+            detail: "the app failed while it answered; its log says why".into(),
+            reason: Some(reason),
+        })
+    }
+
+    fn fail(&mut self, failure: Failure) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.ended = true;
+        let detail = match self.running.take() {
+            Some(mut running) => {
+                running.kill();
+                invoke::record(running.inner(), &self.request_id, failure).detail
+            }
+            None => failure.detail,
+        };
+        Poll::Ready(Some(Err(BodyError(detail))))
+    }
+}
+
+impl Drop for GuestBody {
+    fn drop(&mut self) {
+        let Some(mut running) = self.running.take() else { return };
+        let whole = self.ended || self.body.is_end_stream() || self.announced == Some(self.sent);
+        if !whole || running.is_done() {
+            return;
+        }
+        // The client has its response; the guest may finish what it began, until the request's time is over.
+        let (inner, id, deadline) = (Arc::clone(running.inner()), Arc::clone(&self.request_id), self.deadline);
+        let tracker = inner.afterwork.clone();
+        if tokio::runtime::Handle::try_current().is_err() {
+            return;
+        }
+        tracker.spawn(async move {
+            let rest = std::future::poll_fn(|cx| running.poll(cx));
+            let failure = match tokio::time::timeout_at(deadline, rest).await {
+                Ok(Ok(())) => return,
+                Ok(Err(failure)) => failure,
+                Err(_) => invoke::timed_out(&inner),
+            };
+            running.kill();
+            // Nobody waits for the error: it is logged and counted.
+            let _ = invoke::record(&inner, &id, failure);
+        });
+    }
+}
+
+/// A request body that is cut at its limit.
+pub(crate) struct UploadBody {
+    body: RequestBody,
+    left: u64,
+    limit: u64,
+    exceeded: Arc<AtomicBool>,
+}
+
+impl UploadBody {
+    pub(crate) fn new(body: RequestBody, limit: u64, exceeded: Arc<AtomicBool>) -> Self {
+        Self { body, left: limit, limit, exceeded }
+    }
+}
+
+impl Body for UploadBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(_)) => return Poll::Ready(Some(Err(Error::ConnectionTerminated))),
+            None => return Poll::Ready(None),
+        };
+        let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+        match self.left.checked_sub(length) {
+            Some(left) => {
+                self.left = left;
+                Poll::Ready(Some(Ok(frame)))
+            }
+            None => {
+                self.left = 0;
+                self.exceeded.store(true, Ordering::Relaxed);
+                Poll::Ready(Some(Err(Error::HttpRequestBodySize(Some(self.limit)))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -1,13 +1,150 @@
-//! Compilation, in a process of its own.
+//! Compilation, in a process of its own: a component is untrusted input to a large compiler. Intent
+//! flow; the code goes to the cache (`artifact`), never to a running sandbox.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
+use marcato_api::{Bytes, Digest};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+use wasmtime::Engine;
+
+use crate::config::CompilerCommand;
+use crate::engine::code_config;
 use crate::error::CompileError;
 
-/// What the compiler process runs: reads a component, writes its code to `output`.
+const MEMORY_VAR: &str = "MARCATO_COMPILE_MEMORY_BYTES";
+const CPU_VAR: &str = "MARCATO_COMPILE_CPU_SECONDS";
+
+/// Threads of one compilation: a push must not take every core from the guests that serve.
+const THREADS: &str = "2";
+
+/// Address space beside the memory limit: allocators and thread stacks reserve more than they use.
+const RESERVE: u64 = 4 << 30;
+
+/// What is read of a compiler's error text.
+const STDERR_LIMIT: u64 = 16 << 10;
+const MESSAGE_LIMIT: usize = 500;
+
+/// Reads the component and checks that it is what the digest names.
+pub(crate) fn read_verified(digest: &Digest, component: &Path) -> Result<Vec<u8>, CompileError> {
+    let bytes = std::fs::read(component).map_err(CompileError::Read)?;
+    let actual = Digest::of(&bytes);
+    if actual == *digest { Ok(bytes) } else { Err(CompileError::WrongDigest { expected: digest.clone(), actual }) }
+}
+
+/// Runs the compiler process on these bytes.
+pub(crate) async fn run(command: &CompilerCommand, component: &[u8], output: &Path) -> Result<(), CompileError> {
+    let timeout = Duration::from(command.timeout_ms);
+    let mut child = Command::new(&command.program)
+        .args(&command.args)
+        .arg(output)
+        .env_clear()
+        .env(MEMORY_VAR, command.memory.0.to_string())
+        .env(CPU_VAR, timeout.as_secs().saturating_mul(2).max(1).to_string())
+        .env("RAYON_NUM_THREADS", THREADS)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(CompileError::Process)?;
+    let stdin = child.stdin.take();
+    let stderr = child.stderr.take();
+    let feed = async {
+        if let Some(mut stdin) = stdin {
+            // A compiler that gives up early closes its end; its exit status says why.
+            let _ = stdin.write_all(component).await;
+        }
+    };
+    let listen = async {
+        let mut text = Vec::new();
+        if let Some(stderr) = stderr {
+            let mut stderr = stderr;
+            // Best effort: the exit status decides.
+            let _ = (&mut stderr).take(STDERR_LIMIT).read_to_end(&mut text).await;
+            let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
+        }
+        text
+    };
+    let finish = async {
+        let ((), text, status) = tokio::join!(feed, listen, child.wait());
+        status.map(|status| (status, text))
+    };
+    let (status, text) = match tokio::time::timeout(timeout, finish).await {
+        Ok(result) => result.map_err(CompileError::Process)?,
+        Err(_) => {
+            child.kill().await.map_err(CompileError::Process)?;
+            return Err(CompileError::TimedOut { timeout_ms: command.timeout_ms.0 });
+        }
+    };
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(_) if !text.is_empty() => Err(CompileError::Rejected(first_line(&text))),
+        _ => Err(CompileError::Killed { how: status.to_string(), memory: command.memory }),
+    }
+}
+
+/// The first line that says something, printable and bounded.
+fn first_line(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let line = text.lines().map(str::trim).find(|l| !l.is_empty()).unwrap_or("no message");
+    let line = line.strip_prefix("error: ").unwrap_or(line);
+    let line = line.strip_prefix("not a component that compiles: ").unwrap_or(line);
+    line.chars().filter(|c| !c.is_control()).take(MESSAGE_LIMIT).collect()
+}
+
+/// What the compiler process runs: takes the limits in its environment on itself, reads a component and
+/// writes its machine code to `output`. Call it from a process that does nothing else.
 pub fn compile_child(component: &mut dyn Read, output: &Path) -> Result<(), CompileError> {
+    limit_self().map_err(CompileError::Process)?;
     let mut bytes = Vec::new();
     component.read_to_end(&mut bytes).map_err(CompileError::Read)?;
-    std::fs::write(output, &bytes).map_err(CompileError::Store)
+    let engine = Engine::new(&code_config()).map_err(|e| CompileError::Rejected(format!("{e:#}")))?;
+    let code = compile_bytes(&engine, &bytes)?;
+    let mut file = std::fs::File::create(output).map_err(CompileError::Store)?;
+    file.write_all(&code).and_then(|()| file.sync_all()).map_err(CompileError::Store)
+}
+
+/// Compiles in this process.
+pub(crate) fn compile_bytes(engine: &Engine, bytes: &[u8]) -> Result<Vec<u8>, CompileError> {
+    // A component's header has layer 1 where a core module's has layer 0.
+    match bytes.get(..8) {
+        Some([0, b'a', b's', b'm', _, _, 1, 0]) => {}
+        Some([0, b'a', b's', b'm', ..]) => {
+            return Err(CompileError::Rejected(
+                "this is a core module; wrap it as a component (target wasm32-wasip2, or `wasm-tools component new`)"
+                    .into(),
+            ));
+        }
+        _ => return Err(CompileError::Rejected("this is not WebAssembly".into())),
+    }
+    engine
+        .precompile_component(bytes)
+        .map_err(|e| CompileError::Rejected(first_line(format!("{e:#}").replace('\n', " ").as_bytes())))
+}
+
+fn limit_self() -> std::io::Result<()> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
+    let memory = number(MEMORY_VAR).map_or(Bytes::mib(1024), Bytes).0;
+    let cpu_seconds = number(CPU_VAR).unwrap_or(120);
+    // What the process has mapped so far: pages of 4 KiB, the first number of statm (proc(5)).
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let mapped = statm.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 4096;
+    for (resource, limit) in [
+        (Resource::RLIMIT_AS, mapped + memory + RESERVE),
+        // Private writable memory, which is what really is used (getrlimit(2)).
+        (Resource::RLIMIT_DATA, mapped + memory),
+        (Resource::RLIMIT_CPU, cpu_seconds),
+        (Resource::RLIMIT_FSIZE, 2 << 30),
+        (Resource::RLIMIT_CORE, 0),
+    ] {
+        let (_, hard) = getrlimit(resource)?;
+        let limit = limit.min(hard);
+        setrlimit(resource, limit, limit)?;
+    }
+    Ok(())
 }

@@ -1,56 +1,284 @@
-//! An instance: one placement of a revision. It admits requests, bounded.
+//! An instance: one placement of a revision. It admits requests (concurrency, a bounded queue), keeps
+//! sandboxes that may be used again, and counts. How one request runs is in `invoke`.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
-use marcato_api::{InstanceCounters, ProblemKind};
+use marcato_api::{InstanceCounters, InstanceId, ProblemKind, RevisionConfig};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::TaskTracker;
 
 use crate::body::{RequestBody, ResponseBody};
 use crate::config::InstanceSetup;
-use crate::error::InvokeError;
+use crate::egress::Egress;
+use crate::engine::Machine;
+use crate::error::{InvokeError, StartError};
+use crate::invoke;
+use crate::limits::{InstanceMemory, Limit, LimitCounters};
+use crate::logs::InstanceLog;
+use crate::runtime::Code;
+use crate::sandbox::{Pre, Sandbox};
+use crate::services::Services;
 
 /// A running instance. Cheap to clone.
 #[derive(Clone)]
-pub struct Instance {
-    pub(crate) inner: Arc<InstanceSetup>,
+pub struct Instance(Arc<Inner>);
+
+/// Totals since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) requests: AtomicU64,
+    pub(crate) failures: AtomicU64,
+    pub(crate) cpu_ns: AtomicU64,
+    pub(crate) sandboxes: AtomicU64,
+}
+
+struct IdleSandbox {
+    sandbox: Sandbox,
+    since: Instant,
+}
+
+/// What all requests of an instance share.
+pub(crate) struct Inner {
+    id: InstanceId,
+    pub(crate) config: RevisionConfig,
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) pre: Arc<Pre>,
+    pub(crate) egress: Arc<Egress>,
+    pub(crate) services: Arc<Services>,
+    pub(crate) env: Arc<[(String, String)]>,
+    pub(crate) memory: Arc<InstanceMemory>,
+    pub(crate) limits: Arc<LimitCounters>,
+    pub(crate) log: Arc<InstanceLog>,
+    pub(crate) counters: Counters,
+    /// Guests that work on after their response; each is bounded by its request's deadline.
+    pub(crate) afterwork: TaskTracker,
+    places: Arc<Semaphore>,
+    in_flight: AtomicU32,
+    queued: AtomicU32,
+    draining: AtomicBool,
+    settled: Notify,
+    idle: Mutex<Vec<IdleSandbox>>,
+    _sweeper: Option<AbortOnDropHandle<()>>,
+}
+
+impl std::fmt::Debug for Instance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Instance").field("id", &self.0.id).finish_non_exhaustive()
+    }
+}
+
+/// A place among the requests in flight, until dropped.
+pub(crate) struct Ticket {
+    inner: Arc<Inner>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.inner.in_flight.fetch_sub(1, Ordering::SeqCst);
+        self.inner.settle();
+    }
+}
+
+/// A place in the queue, until dropped.
+struct Queued<'a>(&'a Inner);
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.queued.fetch_sub(1, Ordering::SeqCst);
+        self.0.settle();
+    }
 }
 
 impl Instance {
-    /// Runs one request. Dropping the future or the response's body ends the sandbox that serves it.
+    pub(crate) fn new(
+        setup: InstanceSetup,
+        code: &Code,
+        machine: Arc<Machine>,
+        allow_private_egress: bool,
+    ) -> Result<Self, StartError> {
+        let InstanceSetup { id, config, services, logs, .. } = setup;
+        let limits = Arc::new(LimitCounters::default());
+        let egress = Egress::new(&config.allowed_outbound_hosts, allow_private_egress, Arc::clone(&limits))
+            .map_err(StartError::OutboundPattern)?;
+        let inner = Arc::new_cyclic(|weak: &Weak<Inner>| Inner {
+            id,
+            machine,
+            pre: Arc::clone(&code.pre),
+            egress: Arc::new(egress),
+            services: Arc::new(services),
+            env: config.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            memory: Arc::new(InstanceMemory { used: AtomicU64::new(0), limit: config.limits.instance_memory_bytes.0 }),
+            log: Arc::new(InstanceLog::new(logs, Arc::clone(&limits))),
+            limits,
+            counters: Counters::default(),
+            afterwork: TaskTracker::new(),
+            places: Arc::new(Semaphore::new(config.concurrency as usize)),
+            in_flight: AtomicU32::new(0),
+            queued: AtomicU32::new(0),
+            draining: AtomicBool::new(false),
+            settled: Notify::new(),
+            idle: Mutex::new(Vec::new()),
+            _sweeper: (config.reuse.max_requests > 1).then(|| {
+                let idle = Duration::from(config.reuse.idle_ms).max(Duration::from_millis(10));
+                AbortOnDropHandle::new(tokio::spawn(sweep(Weak::clone(weak), idle)))
+            }),
+            config,
+        });
+        Ok(Self(inner))
+    }
+
+    /// Runs one request. Dropping the future, or the response's body before its end, ends the sandbox
+    /// that serves it.
+    ///
+    /// # Errors
+    /// Each limit has its kind: `TooLarge`, `QueueFull`, `QueueTimeout`, `MemoryExhausted`,
+    /// `CpuExhausted`, `TimedOut`; `GuestFailed` when the guest trapped or gave no answer, and
+    /// `InstanceGone` once it drains.
     pub async fn handle(
         &self,
         request: http::Request<RequestBody>,
     ) -> Result<http::Response<ResponseBody>, InvokeError> {
-        drop(request);
-        Err(InvokeError::not_started(ProblemKind::InstanceGone, self.inner.id.to_string()))
+        let inner = &self.0;
+        let deadline = Instant::now() + Duration::from(inner.config.limits.time_ms);
+        invoke::check_length(inner, &request)?;
+        let ticket = inner.admit(deadline, &request).await?;
+        invoke::handle(inner, ticket, deadline, request).await
     }
 
     /// Requests that run now, those whose response still streams among them.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
-        0
+        self.0.in_flight.load(Ordering::SeqCst)
     }
 
     /// Requests that wait for a place.
     #[must_use]
     pub fn queued(&self) -> u32 {
-        0
+        self.0.queued.load(Ordering::SeqCst)
     }
 
     /// Totals since the start.
     #[must_use]
     pub fn counters(&self) -> InstanceCounters {
-        InstanceCounters::default()
+        let c = &self.0.counters;
+        InstanceCounters {
+            requests: c.requests.load(Ordering::Relaxed),
+            failures: c.failures.load(Ordering::Relaxed),
+            cpu_us: c.cpu_ns.load(Ordering::Relaxed) / 1000,
+            sandboxes: c.sandboxes.load(Ordering::Relaxed),
+        }
     }
 
     /// How often each limit fired, by the limit's name.
     #[must_use]
     pub fn limits_fired(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
+        self.0.limits.snapshot()
     }
 
-    /// Refuses new requests from now on; those in flight go on.
-    pub fn drain(&self) {}
+    /// Refuses new requests from now on; those in flight and in the queue go on.
+    pub fn drain(&self) {
+        self.0.draining.store(true, Ordering::SeqCst);
+    }
 
     /// Resolves once nothing runs and nothing waits.
-    pub async fn idle(&self) {}
+    pub async fn idle(&self) {
+        loop {
+            let mut settled = std::pin::pin!(self.0.settled.notified());
+            settled.as_mut().enable();
+            if self.in_flight() == 0 && self.queued() == 0 {
+                return;
+            }
+            settled.await;
+        }
+    }
+}
+
+impl Inner {
+    /// A place for the request, at once or after a wait in the queue.
+    async fn admit<B>(self: &Arc<Self>, deadline: Instant, request: &http::Request<B>) -> Result<Ticket, InvokeError> {
+        if self.draining.load(Ordering::SeqCst) {
+            return Err(InvokeError::not_started(
+                ProblemKind::InstanceGone,
+                format!("{} takes no more requests", self.id),
+            ));
+        }
+        let place = match Arc::clone(&self.places).try_acquire_owned() {
+            Ok(place) => place,
+            Err(_) => self.wait(deadline, invoke::request_id(request)).await?,
+        };
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        Ok(Ticket { inner: Arc::clone(self), _place: place })
+    }
+
+    async fn wait(&self, deadline: Instant, request_id: &str) -> Result<OwnedSemaphorePermit, InvokeError> {
+        let (queue, timeout) = (self.config.queue, self.config.queue_timeout_ms);
+        let queued = Queued(self);
+        if self.queued.fetch_add(1, Ordering::SeqCst) >= queue {
+            drop(queued);
+            let detail =
+                format!("limit queue ({queue} requests) reached beside concurrency ({})", self.config.concurrency);
+            return Err(self.refused(Limit::Queue, ProblemKind::QueueFull, detail, request_id));
+        }
+        let until = deadline.min(Instant::now() + Duration::from(timeout));
+        match tokio::time::timeout_at(until, Arc::clone(&self.places).acquire_owned()).await {
+            Ok(Ok(place)) => Ok(place),
+            _ => {
+                let detail = format!("limit queue_timeout_ms ({timeout}) reached: the request waited for a place");
+                Err(self.refused(Limit::QueueTimeoutMs, ProblemKind::QueueTimeout, detail, request_id))
+            }
+        }
+    }
+
+    /// A limit fired before any guest code ran.
+    pub(crate) fn refused(&self, limit: Limit, kind: ProblemKind, detail: String, request_id: &str) -> InvokeError {
+        self.limits.count(limit);
+        self.log.platform(request_id, &detail);
+        InvokeError::not_started(kind, detail)
+    }
+
+    fn settle(&self) {
+        if self.in_flight.load(Ordering::SeqCst) == 0 && self.queued.load(Ordering::SeqCst) == 0 {
+            self.settled.notify_waiters();
+        }
+    }
+
+    fn idle_sandboxes(&self) -> std::sync::MutexGuard<'_, Vec<IdleSandbox>> {
+        // A list of whole sandboxes: usable whatever panicked.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A sandbox that may serve another request: the one used last, whose pages are warm.
+    pub(crate) fn take_idle(&self) -> Option<Sandbox> {
+        if self.config.reuse.max_requests <= 1 {
+            return None;
+        }
+        self.idle_sandboxes().pop().map(|idle| idle.sandbox)
+    }
+
+    /// Keeps a sandbox for another request, or ends it.
+    pub(crate) fn recycle(&self, sandbox: Sandbox) {
+        if sandbox.requests < self.config.reuse.max_requests && !self.draining.load(Ordering::SeqCst) {
+            self.idle_sandboxes().push(IdleSandbox { sandbox, since: Instant::now() });
+        }
+    }
+}
+
+/// Ends sandboxes that nobody used for `idle`.
+async fn sweep(inner: Weak<Inner>, idle: Duration) {
+    loop {
+        tokio::time::sleep(idle).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let now = Instant::now();
+        let mut kept = inner.idle_sandboxes();
+        // The oldest are first: the newest are taken from the end.
+        let expired = kept.iter().take_while(|s| now.saturating_duration_since(s.since) >= idle).count();
+        let ended: Vec<_> = kept.drain(..expired).collect();
+        drop(kept);
+        drop(ended);
+    }
 }

@@ -5,12 +5,19 @@
 //! [`Runtime::compile`] -> [`Runtime::load`] -> [`Runtime::start`]). It owns no storage, no listener and
 //! no configuration file.
 
+mod artifact;
 mod body;
 mod compile;
 mod config;
+mod egress;
+mod engine;
 mod error;
 mod instance;
+mod invoke;
+mod limits;
+mod logs;
 mod runtime;
+mod sandbox;
 mod services;
 
 pub use body::{BodyError, BoxError, RequestBody, ResponseBody};

@@ -1,1 +1,22 @@
-//! marcato-control
+//! The control plane: admin API, desired state, certificates, and the tasks that make it so.
+//!
+//! Owns: the store and what is in it, who may change it, the cluster's authority. Does not own the
+//! request path (edge), decisions (plan) nor transport to hosts (`marcato-client`). Flow: operator ->
+//! admin API -> store -> plan -> push -> hosts.
+
+mod files;
+mod observed;
+mod state;
+mod store;
+mod tasks;
+
+pub use files::FileError;
+pub use observed::{Observed, ObservedCell, ObservedHost};
+pub use state::{
+    ComponentRecord, Deed, Desired, HostRecord, JoinOutcome, JoinTokenRecord, RevisionDraft, SealError, SealKey,
+    ServiceRecord, State, StateError, StateResult, TokenRecord,
+};
+pub use store::{
+    Change, Check, Expected, Listing, Order, SqliteStore, Store, StoreError, StoreResult, Txn, Versioned, Wish, Write,
+};
+pub use tasks::{Components, Tasks, spawn as spawn_tasks};

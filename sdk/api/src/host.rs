@@ -16,8 +16,6 @@ use crate::{
 
 /// Where a host listens: `tcp:127.0.0.1:7301` or `unix:/run/marcato/ingress.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[cfg_attr(feature = "openapi", schema(value_type = String))]
 #[serde(try_from = "String", into = "String")]
 pub enum HostAddress {
     /// TCP; always mutual TLS.
@@ -25,6 +23,22 @@ pub enum HostAddress {
     /// A Unix socket on the same machine; peers are told apart by user id.
     Unix(PathBuf),
 }
+
+// By hand: the derive has no way to say that an enum travels as text.
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for HostAddress {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        let text = utoipa::openapi::schema::Type::String;
+        utoipa::openapi::schema::ObjectBuilder::new()
+            .schema_type(text)
+            .description(Some("`tcp:IP:PORT` or `unix:/PATH`"))
+            .build()
+            .into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for HostAddress {}
 
 impl fmt::Display for HostAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -12,7 +12,7 @@ use crate::{
 
 /// What a host can be asked to do. Every verb is idempotent.
 pub trait HostApi: Send + Sync {
-    /// `PUT /v1/config`. Answers the generation that the host holds afterwards, durably.
+    /// `PUT /v1/config`. Answers the generation that the host holds afterwards, durably: a JSON number.
     /// Errors: `StaleGeneration` (409) when the host holds a newer one.
     fn put_config(&self, config: HostConfig) -> impl Future<Output = ApiResult<Generation>> + Send;
 
@@ -23,13 +23,14 @@ pub trait HostApi: Send + Sync {
     /// Errors: `DigestMismatch` (422) when the bytes do not hash to `digest`; `TooLarge` (413).
     fn put_component(&self, digest: &Digest, bytes: Vec<u8>) -> impl Future<Output = ApiResult<()>> + Send;
 
-    /// `GET /v1/logs?app=&after=&wait_ms=`: log lines after a cursor, oldest first.
+    /// `GET /v1/logs?app=&after=BOOT-SEQUENCE&wait_ms=&limit=`: log lines after a cursor, oldest first.
     fn logs(&self, query: LogQuery) -> impl Future<Output = ApiResult<LogPage>> + Send;
 
     /// `GET /metrics`: Prometheus text format.
     fn metrics(&self) -> impl Future<Output = ApiResult<String>> + Send;
 
-    /// `POST /v1/services/{id}/access`: a call on an access service that this host owns.
+    /// `POST /v1/services/{id}/access`: a call on an access service that this host owns. The answer to
+    /// this and to `keyvalue` is `{"Ok": …}` or `{"Err": …}` with status 200.
     fn access(
         &self,
         service: &ServiceId,

@@ -1,5 +1,8 @@
 //! Log lines of guests as they travel from a host to whoever reads them.
 
+use std::fmt;
+use std::str::FromStr;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +51,22 @@ pub struct LogCursor {
     pub boot: u64,
     /// The last line seen.
     pub sequence: u64,
+}
+
+/// As a query spells it: `BOOT-SEQUENCE`, both decimal.
+impl fmt::Display for LogCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.boot, self.sequence)
+    }
+}
+
+impl FromStr for LogCursor {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        s.split_once('-')
+            .and_then(|(boot, sequence)| Some(Self { boot: boot.parse().ok()?, sequence: sequence.parse().ok()? }))
+            .ok_or_else(|| format!("log cursor {:?}: expected BOOT-SEQUENCE", s.chars().take(80).collect::<String>()))
+    }
 }
 
 /// A wish for log lines.

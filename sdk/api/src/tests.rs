@@ -95,3 +95,12 @@ fn sizes_read_well() {
     assert_eq!(Millis(1500).to_string(), "1500 ms");
     assert_eq!(Millis::secs(2).to_string(), "2 s");
 }
+
+#[test]
+fn a_log_cursor_survives_its_text_form_and_garbage_is_refused() {
+    let cursor = LogCursor { boot: u64::MAX, sequence: 7 };
+    assert_eq!(cursor.to_string().parse(), Ok(cursor));
+    for bad in ["", "-", "1", "1-", "-1", "1-x", "1-2-3", "99999999999999999999-1", "\u{0661}-1"] {
+        assert!(bad.parse::<LogCursor>().is_err(), "{bad:?}");
+    }
+}

@@ -1,0 +1,98 @@
+//! Requests from the edge to instances. Reads one swap cell; no lock, no disk, no wait but for the guest.
+//!
+//! Request flow: edge::upstream -> here -> runtime::invoke. What the platform answers itself carries
+//! `x-marcato-error`, and `x-marcato-not-started` when no guest code ran; a guest cannot forge either.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use marcato_api::{Problem, ProblemKind, headers};
+use marcato_runtime::InvokeError;
+
+use crate::metrics::Metrics;
+use crate::reconcile::instances::InstanceMap;
+use crate::serve::{Handler, ReplyBody, reply_body};
+use crate::tls::Caller;
+
+const INSTANCE: HeaderName = HeaderName::from_static(headers::INSTANCE);
+const PLATFORM_ERROR: HeaderName = HeaderName::from_static(headers::PLATFORM_ERROR);
+const NOT_STARTED: HeaderName = HeaderName::from_static(headers::NOT_STARTED);
+
+/// Answers requests with instances.
+#[derive(Clone)]
+pub(crate) struct Ingress {
+    instances: Arc<InstanceMap>,
+    metrics: Arc<Metrics>,
+}
+
+impl Ingress {
+    /// Serves the instances of this cell.
+    pub(crate) fn new(instances: Arc<InstanceMap>, metrics: Arc<Metrics>) -> Self {
+        Self { instances, metrics }
+    }
+
+    async fn invoke(
+        &self,
+        caller: &Caller,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<ReplyBody>, InvokeError> {
+        if *caller != Caller::Router {
+            return Err(not_started(ProblemKind::Forbidden, "only the router may send requests"));
+        }
+        let Some(id) = request.headers_mut().remove(INSTANCE) else {
+            return Err(not_started(ProblemKind::BadRequest, "x-marcato-instance is missing"));
+        };
+        let instance = id.to_str().ok().and_then(|id| self.instances.load().get(id).cloned());
+        let Some(instance) = instance else {
+            return Err(not_started(ProblemKind::InstanceGone, "this host does not have the instance"));
+        };
+        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let mut response = instance.handle(request).await?;
+        remove_internal(response.headers_mut());
+        Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
+    }
+}
+
+fn not_started(kind: ProblemKind, detail: &str) -> InvokeError {
+    InvokeError { kind, not_started: true, detail: detail.to_owned() }
+}
+
+/// A guest's word about the platform counts for nothing.
+fn remove_internal(map: &mut HeaderMap) {
+    let internal = |name: &&HeaderName| name.as_str().starts_with(headers::INTERNAL_PREFIX);
+    while let Some(name) = map.keys().find(internal).cloned() {
+        map.remove(name);
+    }
+}
+
+fn platform_error(error: InvokeError) -> Response<ReplyBody> {
+    let InvokeError { kind, not_started, detail } = error;
+    let body = serde_json::to_vec(&Problem::new(kind, detail)).unwrap_or_default();
+    let mut response = Response::new(reply_body(Bytes::from(body)));
+    *response.status_mut() = StatusCode::from_u16(kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let map = response.headers_mut();
+    map.insert(CONTENT_TYPE, HeaderValue::from_static(Problem::CONTENT_TYPE));
+    map.insert(PLATFORM_ERROR, HeaderValue::from_static(kind.slug()));
+    if not_started {
+        map.insert(NOT_STARTED, HeaderValue::from_static("1"));
+    }
+    response
+}
+
+impl Handler for Ingress {
+    async fn handle(&self, caller: &Caller, request: Request<Incoming>) -> Response<ReplyBody> {
+        let (response, by_platform) = match Box::pin(self.invoke(caller, request)).await {
+            Ok(response) => (response, false),
+            Err(error) => (platform_error(error), true),
+        };
+        self.metrics.answered(response.status(), by_platform);
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+//! The host's metrics in OpenMetrics text. Instances are read when somebody asks, so the request path only
+//! counts what it must: one atomic per response.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use marcato_api::{HostUsage, InstancePhase};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::reconcile::instances::InstanceEntry;
+
+/// What [`Metrics::text`] is served as.
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Seconds: from a hello component to a Python one on a slow machine.
+const COMPILE_BUCKETS: [f64; 9] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+
+type Label = [(&'static str, &'static str); 1];
+
+/// The host's metrics.
+pub(crate) struct Metrics {
+    registry: Mutex<Registry>,
+    compile_seconds: Histogram,
+    compile_failures: Counter,
+    /// By the first digit of the status, from 1 to 5.
+    responses: [Counter; 5],
+    platform_errors: Counter,
+}
+
+/// What the host's state says at this moment, encoded beside the counters.
+#[derive(Debug)]
+pub(crate) struct Moment {
+    /// One per instance of the config.
+    pub(crate) instances: Vec<InstanceNumbers>,
+    /// What sandboxes use.
+    pub(crate) usage: HostUsage,
+    /// Log lines that made room for others.
+    pub(crate) log_lines_evicted: u64,
+    /// The config held.
+    pub(crate) generation: u64,
+}
+
+/// Numbers of one instance.
+#[derive(Debug)]
+pub(crate) struct InstanceNumbers {
+    app: String,
+    revision: String,
+    instance: String,
+    phase: InstancePhase,
+    in_flight: u32,
+    queued: u32,
+    counters: marcato_api::InstanceCounters,
+    limits: Vec<(&'static str, u64)>,
+}
+
+impl InstanceNumbers {
+    /// Those of an instance now.
+    pub(crate) fn of(entry: &InstanceEntry) -> Self {
+        let live = entry.instance.as_ref();
+        Self {
+            app: entry.spec.app.to_string(),
+            revision: entry.spec.revision.to_string(),
+            instance: entry.spec.id.to_string(),
+            phase: entry.phase,
+            in_flight: live.map_or(0, marcato_runtime::Instance::in_flight),
+            queued: live.map_or(0, marcato_runtime::Instance::queued),
+            counters: live.map(marcato_runtime::Instance::counters).unwrap_or_default(),
+            limits: live.map(marcato_runtime::Instance::limits_fired).unwrap_or_default(),
+        }
+    }
+
+    fn labels(&self) -> [(&'static str, &str); 3] {
+        [("app", &self.app), ("revision", &self.revision), ("instance", &self.instance)]
+    }
+}
+
+impl Metrics {
+    /// Empty metrics of this build.
+    pub(crate) fn new(host: &str) -> Self {
+        let mut registry = Registry::with_prefix("marcato_host");
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION").to_owned()), ("host", host.to_owned())]);
+        registry.register("build", "The daemon's release and the host's id", build);
+        let compile_seconds = Histogram::new(COMPILE_BUCKETS);
+        registry.register_with_unit("compile", "Time that compilations took", Unit::Seconds, compile_seconds.clone());
+        let compile_failures = Counter::default();
+        registry.register("compile_failures", "Compilations that failed", compile_failures.clone());
+        let by_class = Family::<Label, Counter>::default();
+        let responses = ["1xx", "2xx", "3xx", "4xx", "5xx"].map(|c| by_class.get_or_create(&[("class", c)]).clone());
+        registry.register("ingress_responses", "Responses by class of status", by_class);
+        let platform_errors = Counter::default();
+        registry.register(
+            "ingress_platform_errors",
+            "Responses that the platform made instead of a guest",
+            platform_errors.clone(),
+        );
+        Self { registry: Mutex::new(registry), compile_seconds, compile_failures, responses, platform_errors }
+    }
+
+    /// A compilation ended.
+    pub(crate) fn compiled(&self, took: Duration, ok: bool) {
+        self.compile_seconds.observe(took.as_secs_f64());
+        if !ok {
+            self.compile_failures.inc();
+        }
+    }
+
+    /// The ingress answered.
+    pub(crate) fn answered(&self, status: http::StatusCode, by_platform: bool) {
+        let class = usize::from(status.as_u16() / 100).clamp(1, 5);
+        self.responses[class - 1].inc();
+        if by_platform {
+            self.platform_errors.inc();
+        }
+    }
+
+    /// Everything, as text. `None` never happens with a `String` as the writer.
+    pub(crate) fn text(&self, moment: Moment) -> Option<String> {
+        let mut text = String::new();
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = Registry::with_prefix("marcato_host");
+        now.register_collector(Box::new(moment));
+        prometheus_client::encoding::text::encode_registry(&mut text, &registry).ok()?;
+        prometheus_client::encoding::text::encode_registry(&mut text, &now).ok()?;
+        prometheus_client::encoding::text::encode_eof(&mut text).ok()?;
+        Some(text)
+    }
+}
+
+type Numbers<'a> = &'a [InstanceNumbers];
+
+fn counters(
+    encoder: &mut DescriptorEncoder<'_>,
+    all: Numbers<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    value: impl Fn(&InstanceNumbers) -> f64,
+) -> std::fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, unit, MetricType::Counter)?;
+    for one in all {
+        ConstCounter::new(value(one)).encode(metric.encode_family(&one.labels())?)?;
+    }
+    Ok(())
+}
+
+fn gauges(
+    encoder: &mut DescriptorEncoder<'_>,
+    all: Numbers<'_>,
+    name: &str,
+    help: &str,
+    value: impl Fn(&InstanceNumbers) -> u64,
+) -> std::fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for one in all {
+        ConstGauge::new(value(one)).encode(metric.encode_family(&one.labels())?)?;
+    }
+    Ok(())
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> std::fmt::Result {
+    let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    ConstGauge::new(value).encode(metric)
+}
+
+impl Collector for Moment {
+    #[allow(clippy::cast_precision_loss, reason = "metrics are doubles")]
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let (e, all) = (&mut encoder, self.instances.as_slice());
+        counters(e, all, "requests", "Requests that a guest answered", None, |i| i.counters.requests as f64)?;
+        counters(e, all, "failures", "Requests that trapped or gave no answer", None, |i| i.counters.failures as f64)?;
+        counters(e, all, "sandboxes_made", "Sandboxes made", None, |i| i.counters.sandboxes as f64)?;
+        let cpu = |i: &InstanceNumbers| i.counters.cpu_us as f64 / 1e6;
+        counters(e, all, "cpu", "CPU time of guests", Some(&Unit::Seconds), cpu)?;
+        gauges(e, all, "in_flight", "Requests that run", |i| i.in_flight.into())?;
+        gauges(e, all, "queued", "Requests that wait", |i| i.queued.into())?;
+        gauges(e, all, "ready", "Whether the instance takes requests", |i| (i.phase == InstancePhase::Ready).into())?;
+        let mut fired = e.encode_descriptor("limits_fired", "How often a limit fired", None, MetricType::Counter)?;
+        for one in all {
+            for (limit, count) in &one.limits {
+                let [app, revision, instance] = one.labels();
+                let labels = [app, revision, instance, ("limit", *limit)];
+                ConstCounter::new(*count).encode(fired.encode_family(&labels)?)?;
+            }
+        }
+        gauge(e, "resident_bytes", "Resident memory of the daemon", self.usage.resident_bytes.0)?;
+        gauge(e, "sandbox_bytes", "Linear memory of live sandboxes", self.usage.sandbox_bytes.0)?;
+        gauge(e, "sandboxes", "Live sandboxes", self.usage.sandboxes.into())?;
+        gauge(e, "generation", "Generation of the config held", self.generation)?;
+        let evicted = e.encode_descriptor(
+            "log_lines_evicted",
+            "Log lines that made room for newer ones",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(self.log_lines_evicted).encode(evicted)
+    }
+}

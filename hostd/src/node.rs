@@ -1,0 +1,176 @@
+//! The host as others see it: the one object behind HostApi. Owns no task; `run` makes its parts.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body::Body;
+use http_body_util::Full;
+use jiff::Timestamp;
+use marcato_api::{
+    AccessError, AccessRequest, AccessResponse, ApiResult, ComponentStatus, Digest, Generation, HostApi, HostCapacity,
+    HostConfig, HostId, Inventory, KeyValueError, KeyValueRequest, KeyValueResponse, LogPage, LogQuery, Problem,
+    ProblemKind, ServiceId,
+};
+use marcato_runtime::Runtime;
+use tokio::sync::{Notify, watch};
+
+use crate::components::{ComponentStore, ReceiveError};
+use crate::inventory;
+use crate::ledger::{Ledger, LedgerError};
+use crate::logs::Logs;
+use crate::metrics::{InstanceNumbers, Metrics, Moment};
+use crate::reconcile::components::chain;
+use crate::reconcile::instances::InstancesStatus;
+use crate::reconcile::services::ServicesStatus;
+use crate::serve::BoxError;
+use crate::services::{ServiceError, ServiceHost};
+
+/// Most instances that a config may name.
+const INSTANCES: usize = 10_000;
+
+/// See the module.
+pub(crate) struct Node {
+    pub(crate) id: HostId,
+    pub(crate) started_at: Timestamp,
+    pub(crate) capacity: HostCapacity,
+    pub(crate) ledger: Ledger,
+    pub(crate) store: ComponentStore,
+    pub(crate) runtime: Runtime,
+    pub(crate) services: Arc<ServiceHost>,
+    pub(crate) logs: Logs,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) component_status: watch::Receiver<Vec<ComponentStatus>>,
+    pub(crate) instance_status: watch::Receiver<InstancesStatus>,
+    pub(crate) service_status: watch::Receiver<ServicesStatus>,
+    pub(crate) wake_components: Arc<Notify>,
+    pub(crate) wake_services: Arc<Notify>,
+}
+
+impl Node {
+    /// Takes a component from a stream and has it compiled.
+    pub(crate) async fn receive_component<B>(&self, digest: &Digest, body: B) -> ApiResult<()>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<BoxError>,
+    {
+        let received = self.store.receive(digest, body).await;
+        received.map_err(|error| {
+            let kind = match &error {
+                ReceiveError::TooLarge => ProblemKind::TooLarge,
+                ReceiveError::WrongDigest { .. } => ProblemKind::DigestMismatch,
+                ReceiveError::Cut(_) => ProblemKind::BadRequest,
+                ReceiveError::Store(_) => ProblemKind::Unavailable,
+            };
+            Problem::new(kind, chain(&error))
+        })?;
+        self.wake_components.notify_one();
+        Ok(())
+    }
+}
+
+fn duplicate(config: &HostConfig) -> Option<String> {
+    let mut seen = HashSet::new();
+    let twice = config.instances.iter().find(|i| !seen.insert(&i.id)).map(|i| format!("instance {}", i.id));
+    let mut seen = HashSet::new();
+    twice.or_else(|| config.services.iter().find(|s| !seen.insert(&s.id)).map(|s| format!("service {}", s.id)))
+}
+
+fn service_problem(error: &ServiceError) -> Problem {
+    let kind = match error {
+        ServiceError::NotFound(_) => ProblemKind::NotFound,
+        ServiceError::BadBackup(_) | ServiceError::WrongKind { .. } => ProblemKind::Invalid,
+        _ => ProblemKind::Unavailable,
+    };
+    Problem::new(kind, chain(error))
+}
+
+fn no_service(id: &ServiceId, kind: &str) -> Problem {
+    Problem::new(ProblemKind::NotFound, format!("this host has no {kind} service {id}"))
+}
+
+impl HostApi for Node {
+    async fn put_config(&self, config: HostConfig) -> ApiResult<Generation> {
+        if let Some(what) = duplicate(&config) {
+            return Err(Problem::new(ProblemKind::Invalid, format!("{what} is there twice")));
+        }
+        if config.instances.len() > INSTANCES {
+            let most = format!("at most {INSTANCES} instances");
+            return Err(Problem::new(ProblemKind::Invalid, most).with_field("instances"));
+        }
+        let (generation, instances) = (config.generation, config.instances.len());
+        match self.ledger.put(config).await {
+            Ok(held) => {
+                tracing::info!(%generation, instances, "config held");
+                Ok(held)
+            }
+            Err(error @ (LedgerError::Stale { .. } | LedgerError::Differs(_))) => {
+                Err(Problem::new(ProblemKind::StaleGeneration, error.to_string()))
+            }
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "a config was not taken");
+                Err(Problem::new(ProblemKind::Unavailable, chain(&error)))
+            }
+        }
+    }
+
+    async fn inventory(&self) -> ApiResult<Inventory> {
+        Ok(inventory::inventory(inventory::Sources {
+            host: self.id.clone(),
+            started_at: self.started_at,
+            generation: self.ledger.current().generation,
+            capacity: self.capacity,
+            used: self.runtime.usage(),
+            components: self.component_status.borrow().clone(),
+            instances: self.instance_status.borrow().clone(),
+            services: self.service_status.borrow().clone(),
+            databases: self.services.statuses(),
+        }))
+    }
+
+    async fn put_component(&self, digest: &Digest, bytes: Vec<u8>) -> ApiResult<()> {
+        self.receive_component(digest, Full::new(Bytes::from(bytes))).await
+    }
+
+    async fn logs(&self, query: LogQuery) -> ApiResult<LogPage> {
+        Ok(self.logs.read(&query).await)
+    }
+
+    async fn metrics(&self) -> ApiResult<String> {
+        let moment = Moment {
+            instances: self.instance_status.borrow().entries.iter().map(InstanceNumbers::of).collect(),
+            usage: self.runtime.usage(),
+            log_lines_evicted: self.logs.evicted(),
+            generation: self.ledger.current().generation.0,
+        };
+        self.metrics.text(moment).ok_or_else(|| Problem::new(ProblemKind::Internal, "metrics cannot be written"))
+    }
+
+    async fn access(
+        &self,
+        service: &ServiceId,
+        request: AccessRequest,
+    ) -> ApiResult<Result<AccessResponse, AccessError>> {
+        let access = self.services.access(service).ok_or_else(|| no_service(service, "access"))?;
+        Ok(access.call(request).await)
+    }
+
+    async fn keyvalue(
+        &self,
+        service: &ServiceId,
+        request: KeyValueRequest,
+    ) -> ApiResult<Result<KeyValueResponse, KeyValueError>> {
+        let keyvalue = self.services.keyvalue(service).ok_or_else(|| no_service(service, "keyvalue"))?;
+        Ok(keyvalue.call(request).await)
+    }
+
+    async fn backup(&self, service: &ServiceId) -> ApiResult<Vec<u8>> {
+        self.services.backup(service).await.map_err(|e| service_problem(&e))
+    }
+
+    async fn restore(&self, service: &ServiceId, bytes: Vec<u8>) -> ApiResult<()> {
+        let restored = self.services.restore(service, bytes).await.map_err(|e| service_problem(&e));
+        self.wake_services.notify_one();
+        restored
+    }
+}

@@ -1,0 +1,216 @@
+//! Intent to traffic on a whole daemon with a real component: upload, compile, start, serve, drain, restart.
+//!
+//! The component is the tests' guest `behaviour`; `cargo xtask guests` builds it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use marcato_api::{
+    AppName, ComponentState, Digest, Generation, HostConfig, InstanceId, InstancePhase, InstanceSpec, InstanceState,
+    Inventory, LogPage, OrgName, ProblemKind, RevisionConfig, RevisionNumber, ServiceId, SpaceName, headers,
+};
+
+use crate::testing::{TestCa, TestHost, call_io, config, eventually, problem_of};
+
+fn component() -> Vec<u8> {
+    let folder = std::env::var_os("MARCATO_GUESTS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guests"), PathBuf::from);
+    let path = folder.join("guest-behaviour.wasm");
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}; run `cargo xtask guests`", path.display()))
+}
+
+fn spec(id: &str, digest: &Digest) -> InstanceSpec {
+    InstanceSpec {
+        id: InstanceId::new(id).unwrap(),
+        app: AppName::new("behave").unwrap(),
+        org: OrgName::default_org(),
+        space: SpaceName::default_space(),
+        revision: RevisionNumber(1),
+        digest: digest.clone(),
+        config: RevisionConfig { env: [("REVISION".into(), "one".into())].into(), ..RevisionConfig::default() },
+        bindings: BTreeMap::new(),
+        state: InstanceState::Running,
+    }
+}
+
+fn told(generation: u64, instances: Vec<InstanceSpec>) -> HostConfig {
+    HostConfig { generation: Generation(generation), instances, services: Vec::new(), peers: Vec::new() }
+}
+
+async fn upload(host: &TestHost, bytes: &[u8]) -> Digest {
+    let digest = Digest::of(bytes);
+    let request = Request::builder()
+        .method("PUT")
+        .uri(format!("/v1/components/{digest}"))
+        .body(Full::new(Bytes::copy_from_slice(bytes)))
+        .unwrap();
+    assert_eq!(host.call(request).await.unwrap().status(), 204);
+    digest
+}
+
+fn get(instance: &str, path: &str) -> Request<Full<Bytes>> {
+    Request::builder()
+        .uri(path)
+        .header("host", "behave.localhost")
+        .header(headers::INSTANCE, instance)
+        .header(headers::REQUEST_ID, "req-1")
+        .body(Full::default())
+        .unwrap()
+}
+
+fn phase(inventory: &Inventory, id: &str) -> Option<InstancePhase> {
+    inventory.instances.iter().find(|i| i.id.as_str() == id).map(|i| i.phase)
+}
+
+async fn wait_for(host: &TestHost, id: &str, wanted: InstancePhase) -> Inventory {
+    eventually(|| async {
+        let inventory = host.inventory().await;
+        (phase(&inventory, id) == Some(wanted)).then_some(inventory)
+    })
+    .await
+}
+
+/// A daemon that serves instance `a-1`.
+async fn serving() -> (TestHost, Digest) {
+    let host = TestHost::start("h1", Arc::new(TestCa::new())).await;
+    let digest = Digest::of(&component());
+    // Told first: an instance waits for its component.
+    assert_eq!(host.put_config(&told(1, vec![spec("a-1", &digest)])).await.status(), 200);
+    wait_for(&host, "a-1", InstancePhase::Pending).await;
+    upload(&host, &component()).await;
+    let inventory = wait_for(&host, "a-1", InstancePhase::Ready).await;
+    assert_eq!(inventory.components[0].state, ComponentState::Ready);
+    (host, digest)
+}
+
+fn is_gone(response: &Response<Bytes>) -> bool {
+    problem_of(response).kind == ProblemKind::InstanceGone && response.headers()[headers::NOT_STARTED] == "1"
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_uploaded_component_serves_and_is_counted() {
+    let (host, _) = serving().await;
+    let hello = host.request(get("a-1", "/")).await;
+    assert_eq!((hello.status().as_u16(), hello.body().as_ref()), (200, b"hello\n".as_slice()));
+    assert!(hello.headers().keys().all(|name| !name.as_str().starts_with(headers::INTERNAL_PREFIX)));
+    assert_eq!(host.request(get("a-1", "/id")).await.body().as_ref(), b"one");
+    let trap = host.request(get("a-1", "/trap")).await;
+    assert_eq!(problem_of(&trap).kind, ProblemKind::GuestFailed);
+    assert!(!trap.headers().contains_key(headers::NOT_STARTED), "guest code ran");
+    host.request(get("a-1", "/say?text=here")).await;
+    let page = host.get("/v1/logs?app=behave&wait_ms=5000&limit=100").await.unwrap();
+    let page: LogPage = serde_json::from_slice(page.body()).unwrap();
+    let line = page.lines.iter().find(|l| l.text == "here").expect("what the guest printed");
+    assert_eq!((line.request_id.as_str(), line.instance.as_str()), ("req-1", "a-1"));
+    let counters = host.inventory().await.instances[0].counters;
+    assert!(counters.requests >= 3 && counters.failures >= 1 && counters.cpu_us > 0, "{counters:?}");
+    let metrics = host.get("/metrics").await.unwrap();
+    let text = std::str::from_utf8(metrics.body()).unwrap();
+    let labels = "{app=\"behave\",revision=\"1\",instance=\"a-1\"}";
+    assert!(text.contains(&format!("marcato_host_requests_total{labels}")), "{text}");
+    assert!(text.contains("marcato_host_compile_seconds_count 1"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_host_serves_its_ledger_without_a_compiler() {
+    let (host, _) = serving().await;
+    let (ca, dir) = (host.ca.clone(), host.kill().await);
+    std::fs::write(dir.path().join("components/.partial-left"), b"half").unwrap();
+    std::fs::write(dir.path().join(".partial-left"), b"half").unwrap();
+    let mut again = config("h1", dir.path());
+    again.compiler.program = "/bin/false".into();
+    let host = TestHost::start_with("h1", ca, dir, again).await;
+    // The very first request is answered: the ingress opens once the ledger's instances run.
+    assert_eq!(host.request(get("a-1", "/")).await.body().as_ref(), b"hello\n");
+    assert_eq!(host.inventory().await.generation, Generation(1));
+    assert!(!host.dir.path().join("components/.partial-left").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draining_instance_finishes_what_it_has() {
+    let (host, digest) = serving().await;
+    let in_flight = host.request(get("a-1", "/sleep?ms=1500"));
+    let draining = async {
+        eventually(|| async { (host.inventory().await.instances[0].in_flight == 1).then_some(()) }).await;
+        let drain = InstanceSpec { state: InstanceState::Draining, ..spec("a-1", &digest) };
+        assert_eq!(host.put_config(&told(2, vec![drain, spec("a-2", &digest)])).await.status(), 200);
+        wait_for(&host, "a-1", InstancePhase::Draining).await;
+        assert!(is_gone(&host.request(get("a-1", "/")).await), "takes no more");
+        wait_for(&host, "a-2", InstancePhase::Ready).await;
+        assert_eq!(host.request(get("a-2", "/")).await.status(), 200);
+        // Told to forget it at once: what runs is finished all the same.
+        assert_eq!(host.put_config(&told(3, vec![spec("a-2", &digest)])).await.status(), 200);
+        eventually(|| async { (host.inventory().await.instances.len() == 1).then_some(()) }).await;
+        assert!(is_gone(&host.request(get("a-1", "/")).await));
+    };
+    let (finished, ()) = tokio::join!(in_flight, draining);
+    assert_eq!(finished.body().as_ref(), b"awake\n");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_spec_is_a_new_instance() {
+    let (host, digest) = serving().await;
+    let mut changed = spec("a-1", &digest);
+    changed.config.env.insert("REVISION".into(), "two".into());
+    assert_eq!(host.put_config(&told(2, vec![changed])).await.status(), 200);
+    eventually(|| async { (host.request(get("a-1", "/id")).await.body().as_ref() == b"two").then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_run_says_why_and_harms_nothing() {
+    let (host, digest) = serving().await;
+    let garbage = upload(&host, b"\0asm\x0d\0\x01\0 and then nonsense").await;
+    let mut unbound = spec("a-3", &digest);
+    unbound.bindings.insert("default".into(), ServiceId::new("s-none").unwrap());
+    let mut invalid = spec("a-4", &digest);
+    invalid.config.concurrency = 0;
+    let instances = vec![spec("a-1", &digest), spec("a-2", &garbage), unbound, invalid];
+    assert_eq!(host.put_config(&told(2, instances)).await.status(), 200);
+    for (id, part) in [("a-2", "component"), ("a-3", "s-none"), ("a-4", "concurrency")] {
+        let inventory = wait_for(&host, id, InstancePhase::Failed).await;
+        let failed = inventory.instances.iter().find(|i| i.id.as_str() == id).unwrap();
+        assert!(failed.reason.as_ref().is_some_and(|r| r.contains(part)), "{id}: {:?}", failed.reason);
+        assert!(is_gone(&host.request(get(id, "/")).await));
+    }
+    let inventory = host.inventory().await;
+    let component = inventory.components.iter().find(|c| c.digest == garbage).unwrap();
+    assert!(component.state == ComponentState::Failed && component.reason.is_some());
+    assert_eq!(host.request(get("a-1", "/")).await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_code_is_compiled_again() {
+    let (host, _) = serving().await;
+    let (ca, dir) = (host.ca.clone(), host.kill().await);
+    for entry in std::fs::read_dir(dir.path().join("cache")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() && std::fs::metadata(&path).unwrap().len() > 100_000 {
+            std::fs::write(&path, b"damaged").unwrap();
+        }
+    }
+    let host = TestHost::start_in("h1", ca, dir).await;
+    wait_for(&host, "a-1", InstancePhase::Ready).await;
+    assert_eq!(host.request(get("a-1", "/")).await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_waits_for_requests_and_a_client_that_left_is_not_waited_for() {
+    let (host, _) = serving().await;
+    let connect = || tokio::net::UnixStream::connect(&host.ingress);
+    let in_flight = async |wanted: u32| {
+        eventually(|| async { (host.inventory().await.instances[0].in_flight == wanted).then_some(()) }).await;
+    };
+    let left = tokio::spawn(call_io(connect().await.unwrap(), get("a-1", "/never")));
+    in_flight(1).await;
+    left.abort();
+    in_flight(0).await;
+    let stays = tokio::spawn(call_io(connect().await.unwrap(), get("a-1", "/sleep?ms=1000")));
+    in_flight(1).await;
+    host.stop().await;
+    assert_eq!(stays.await.unwrap().unwrap().body().as_ref(), b"awake\n");
+}

@@ -1,0 +1,232 @@
+//! From a config to a running daemon and back down: makes every part, owns every task, ends them in order.
+//!
+//! Start: lock, identity, ledger, sockets, engine, reconcilers; the ingress opens once what the ledger says
+//! and the cache holds was started. End: sockets close, requests finish within a bound, then the rest stops.
+
+use std::num::NonZero;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use marcato_api::{HostCapacity, JoinRequest};
+use marcato_runtime::{PoolConfig, Runtime, RuntimeConfig};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::client::PeerClient;
+use crate::components::ComponentStore;
+use crate::config::HostdConfig;
+use crate::control::Control;
+use crate::durable;
+use crate::error::HostdError;
+use crate::identity::{self, Identity, IdentityError};
+use crate::ingress::Ingress;
+use crate::ledger::{Ledger, SealKey};
+use crate::listen::Listener;
+use crate::logs::Logs;
+use crate::metrics::Metrics;
+use crate::node::Node;
+use crate::reconcile::components::Components;
+use crate::reconcile::drive;
+use crate::reconcile::instances::{InstanceMap, Instances, InstancesSetup, InstancesStatus};
+use crate::reconcile::services::{Services, ServicesStatus};
+use crate::remote::ServiceCalls;
+use crate::serve::{Bounds, Security, serve};
+use crate::services::ServiceHost;
+
+/// For requests in flight at the end.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long the ingress waits for the ledger's instances before it opens without them.
+const SETTLE: Duration = Duration::from_secs(5);
+const CONTROL: Bounds = Bounds { name: "control", connections: 256, drain: DRAIN };
+const INGRESS: Bounds = Bounds { name: "ingress", connections: 16_384, drain: DRAIN };
+
+/// The tasks of a daemon and how they are told to end.
+struct Tasks {
+    /// Servers end first, and drain.
+    servers: JoinSet<()>,
+    /// Reconcilers end after the servers.
+    reconcilers: JoinSet<()>,
+    stop_reconcilers: CancellationToken,
+}
+
+/// Runs a host daemon until the shutdown. Errors: it could not start, or a part of it ended by a panic.
+pub async fn run(cfg: HostdConfig, shutdown: CancellationToken) -> Result<(), HostdError> {
+    let _lock = lock_data_dir(&cfg.data_dir)?;
+    let joining = Box::pin(join(&cfg));
+    let identity = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        identity = joining => identity?,
+    };
+    let mut tasks = Box::pin(start(cfg, &identity, &shutdown)).await?;
+    let ended = tokio::select! {
+        biased;
+        () = shutdown.cancelled() => None,
+        ended = tasks.servers.join_next() => ended,
+        ended = tasks.reconcilers.join_next() => ended,
+    };
+    // A part that ended without being told to takes the daemon with it: a supervisor starts it whole again.
+    shutdown.cancel();
+    while tasks.servers.join_next().await.is_some() {}
+    tasks.stop_reconcilers.cancel();
+    while tasks.reconcilers.join_next().await.is_some() {}
+    match ended {
+        Some(Err(error)) => Err(HostdError::Task(error.to_string())),
+        Some(Ok(())) => Err(HostdError::Task("it was not told to".into())),
+        None => {
+            tracing::info!("host daemon ended");
+            Ok(())
+        }
+    }
+}
+
+fn lock_data_dir(dir: &Path) -> Result<std::fs::File, HostdError> {
+    let fail = |source| HostdError::DataDir { path: dir.to_owned(), source };
+    durable::ensure_private_dir(dir).map_err(fail)?;
+    let file = std::fs::File::create(dir.join("lock")).map_err(fail)?;
+    match fs4::fs_std::FileExt::try_lock_exclusive(&file) {
+        Ok(true) => {}
+        Ok(false) => return Err(HostdError::InUse(dir.to_owned())),
+        Err(source) => return Err(fail(source)),
+    }
+    durable::sweep_partials(dir).map_err(fail)?;
+    Ok(file)
+}
+
+async fn join(cfg: &HostdConfig) -> Result<Identity, HostdError> {
+    let dir = cfg.data_dir.join("identity");
+    durable::ensure_private_dir(&dir)
+        .and_then(|()| durable::sweep_partials(&dir))
+        .map_err(|source| HostdError::DataDir { path: dir.clone(), source })?;
+    let wish = JoinRequest {
+        id: cfg.id.clone(),
+        csr_pem: String::new(),
+        control: cfg.control.address.clone(),
+        ingress: cfg.ingress.address.clone(),
+        zone: cfg.zone.clone(),
+        labels: cfg.labels.clone(),
+    };
+    Ok(identity::ensure(&dir, wish, cfg.join.as_ref()).await?)
+}
+
+/// The security of the ingress: its certificate on TCP, the user on a Unix socket.
+fn ingress_security(listener: &Listener, acceptor: &TlsAcceptor) -> Security {
+    match listener {
+        Listener::Tcp(_) => Security::MutualTls(acceptor.clone()),
+        Listener::Unix { .. } => Security::SameUser,
+    }
+}
+
+async fn start(cfg: HostdConfig, identity: &Identity, shutdown: &CancellationToken) -> Result<Tasks, HostdError> {
+    let dir = cfg.data_dir;
+    let data = |part: &str| {
+        let path = dir.join(part);
+        move |source| HostdError::DataDir { path, source }
+    };
+    let ledger = Ledger::open(&dir, SealKey::ensure(&dir.join("identity").join("seal.key"))?)?;
+    let acceptor = TlsAcceptor::from(Arc::new(identity.server_config().map_err(IdentityError::from)?));
+    let control = Listener::open(cfg.control)?;
+    let ingress = Listener::open(cfg.ingress)?;
+    let runtime = Runtime::new(RuntimeConfig {
+        cache_dir: dir.join("cache"),
+        compiler: cfg.compiler,
+        pool: PoolConfig::for_host(cfg.sandboxes),
+        allow_private_egress: cfg.allow_private_egress,
+    })?;
+    let store = ComponentStore::open(dir.join("components")).map_err(data("components"))?;
+    let services = Arc::new(ServiceHost::new(dir.join("services")).map_err(data("services"))?);
+    let peers = PeerClient::new(identity.peer_config().map_err(IdentityError::from)?);
+    let calls = ServiceCalls::new(cfg.id.clone(), services.clone(), peers);
+    let metrics = Arc::new(Metrics::new(cfg.id.as_str()));
+    let started_at = Timestamp::now();
+    let boot = u64::try_from(started_at.as_millisecond()).unwrap_or_default();
+    let logs = Logs::new(boot, shutdown.clone());
+    let map = Arc::new(InstanceMap::default());
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let capacity = HostCapacity { memory_bytes: cfg.memory, cpu_millis: cores as u64 * 1000, sandboxes: cfg.sandboxes };
+
+    let (wake_services, wake_components, wake_instances) =
+        (Arc::new(Notify::new()), Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (component_sender, component_status) = watch::channel(Vec::new());
+    let (service_sender, service_status) = watch::channel(ServicesStatus::default());
+    let (instance_sender, instance_status) = watch::channel(InstancesStatus::default());
+    let node = Arc::new(Node {
+        id: cfg.id.clone(),
+        started_at,
+        capacity,
+        ledger: ledger.clone(),
+        store: store.clone(),
+        runtime: runtime.clone(),
+        services: services.clone(),
+        logs: logs.clone(),
+        metrics: metrics.clone(),
+        component_status: component_status.clone(),
+        instance_status: instance_status.clone(),
+        service_status: service_status.clone(),
+        wake_components: wake_components.clone(),
+        wake_services: wake_services.clone(),
+    });
+
+    let stop = CancellationToken::new();
+    let mut reconcilers = JoinSet::new();
+    let service_reconciler = Services { own: cfg.id.clone(), host: services, calls: calls.clone() };
+    reconcilers.spawn(drive(
+        service_reconciler,
+        ledger.subscribe(),
+        wake_services,
+        vec![wake_instances.clone()],
+        service_sender,
+        stop.clone(),
+    ));
+    let component_reconciler = Components::new(store, runtime.clone(), metrics.clone(), wake_components.clone());
+    reconcilers.spawn(drive(
+        component_reconciler,
+        ledger.subscribe(),
+        wake_components.clone(),
+        vec![wake_instances.clone()],
+        component_sender,
+        stop.clone(),
+    ));
+    let instance_reconciler = Instances::new(InstancesSetup {
+        own: cfg.id,
+        runtime,
+        map: map.clone(),
+        calls,
+        logs,
+        components: component_status,
+        services: service_status,
+        wake_components,
+    });
+    reconcilers.spawn(drive(
+        instance_reconciler,
+        ledger.subscribe(),
+        wake_instances,
+        Vec::new(),
+        instance_sender,
+        stop.clone(),
+    ));
+
+    let mut servers = JoinSet::new();
+    let security = ingress_security(&ingress, &acceptor);
+    servers.spawn(serve(control, Security::MutualTls(acceptor), CONTROL, Control::new(node), shutdown.clone()));
+    let (handler, shutdown) = (Ingress::new(map, metrics), shutdown.clone());
+    servers.spawn(async move {
+        settled(instance_status).await;
+        tracing::info!("ingress opens");
+        serve(ingress, security, INGRESS, handler, shutdown).await;
+    });
+    Ok(Tasks { servers, reconcilers, stop_reconcilers: stop })
+}
+
+/// Waits until what the ledger says and the cache holds was started; connections wait in the listen queue.
+async fn settled(mut status: watch::Receiver<InstancesStatus>) {
+    if tokio::time::timeout(SETTLE, status.wait_for(|s| s.settled)).await.is_err() {
+        tracing::warn!("the ledger's instances are not all ready; the ingress opens without the rest");
+    }
+}
+
+#[cfg(test)]
+mod tests;

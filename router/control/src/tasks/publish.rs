@@ -1,0 +1,67 @@
+//! Turns a plan into the route table that the edge reads.
+
+use marcato_api::{HostAddress, HostId};
+use marcato_balance::{AppSpec, EndpointSpec, RouteTable};
+use marcato_plan::{AppInput, Endpoint, Plan};
+
+use super::Tasks;
+use crate::state::HostRecord;
+
+/// What a table is made from; compared, so that an unchanged one is not published again.
+pub(crate) type Published = Vec<AppSpec>;
+
+pub(crate) fn specs(apps: &[AppInput], hosts: &[HostRecord], plan: &Plan) -> Published {
+    let address = |id: &HostId| hosts.iter().find(|h| h.id == *id).map(|h| h.ingress.clone());
+    apps.iter()
+        .map(|input| AppSpec {
+            app: input.app.name.clone(),
+            stopped: input.app.state == marcato_api::AppState::Stopped,
+            limits: limits(input),
+            routes: input.app.routes.clone(),
+            endpoints: plan
+                .endpoints
+                .get(&input.app.name)
+                .into_iter()
+                .flatten()
+                .filter_map(|e| address(&e.host).map(|a| endpoint(e, a)))
+                .collect(),
+        })
+        .collect()
+}
+
+fn endpoint(endpoint: &Endpoint, address: HostAddress) -> EndpointSpec {
+    EndpointSpec {
+        instance: endpoint.instance.clone(),
+        host: endpoint.host.clone(),
+        address,
+        revision: endpoint.revision,
+        concurrency: endpoint.concurrency,
+    }
+}
+
+/// The widest limits of the revisions that may serve: each host enforces the exact ones.
+fn limits(input: &AppInput) -> marcato_api::Limits {
+    let mut widest: Option<marcato_api::Limits> = None;
+    for limits in input.revisions.values().map(|r| r.config.limits) {
+        widest = Some(match widest {
+            None => limits,
+            Some(w) => marcato_api::Limits {
+                memory_bytes: w.memory_bytes.max(limits.memory_bytes),
+                instance_memory_bytes: w.instance_memory_bytes.max(limits.instance_memory_bytes),
+                time_ms: w.time_ms.max(limits.time_ms),
+                cpu_ms: w.cpu_ms.max(limits.cpu_ms),
+                request_body_bytes: w.request_body_bytes.max(limits.request_body_bytes),
+                response_body_bytes: w.response_body_bytes.max(limits.response_body_bytes),
+            },
+        });
+    }
+    widest.unwrap_or_default()
+}
+
+/// Puts a table in place of the last one and tells the edge.
+pub(crate) fn publish(tasks: &Tasks, specs: Published) {
+    let previous = tasks.table.load_full();
+    let version = previous.version() + 1;
+    tasks.table.store(RouteTable::build(version, specs, &previous));
+    tasks.changed.send_replace(version);
+}

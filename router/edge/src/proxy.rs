@@ -1,0 +1,395 @@
+//! One request: route, wait for an instance if need be, attempt, decide, answer.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::request::Parts;
+use http::{Request, Response, StatusCode};
+use http_body::Body as _;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use marcato_api::ProblemKind;
+use marcato_api::headers::{INSTANCE, NOT_STARTED, PLATFORM_ERROR};
+use marcato_balance::{AppEntry, Endpoint, InFlight, pick};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::admit::{admit, strip_hop_by_hop, strip_internal};
+use crate::download::{Download, Stream};
+use crate::edge::Shared;
+use crate::errors::{Accept, Refusal};
+use crate::forwarded::Peer;
+use crate::observe::{Exchange, REQUEST_ID_NAME};
+use crate::retry::is_idempotent;
+use crate::upload::{Patience, RequestBody, Upload, UploadError};
+use crate::upstream::{Lease, SendError};
+
+const INSTANCE_NAME: HeaderName = HeaderName::from_static(INSTANCE);
+const PLATFORM_ERROR_NAME: HeaderName = HeaderName::from_static(PLATFORM_ERROR);
+const NOT_STARTED_NAME: HeaderName = HeaderName::from_static(NOT_STARTED);
+
+/// Serves a request. It always has a response; a refusal is one of the edge's own.
+pub(crate) async fn serve(
+    shared: Arc<Shared>,
+    peer: Arc<Peer>,
+    request: Request<Incoming>,
+) -> Result<Response<Download>, Infallible> {
+    let accept = Accept::of(request.headers());
+    let mut exchange = Exchange::begin(&shared, &peer, &request);
+    let result = if exchange.over_limit {
+        Err(Refusal::new(ProblemKind::Unavailable, "The router is at its limit."))
+    } else {
+        forward(&shared, &peer, request, &mut exchange).await
+    };
+    Ok(match result {
+        Ok(mut response) => {
+            exchange.status = response.status().as_u16();
+            exchange.mark(response.headers_mut());
+            response.map(|stream| Download::stream(stream, exchange))
+        }
+        Err(refusal) => {
+            exchange.status = refusal.status.as_u16();
+            let (mut response, body) = refusal.render(&accept, exchange.id.to_str().unwrap_or_default());
+            exchange.mark(response.headers_mut());
+            response.map(|()| Download::page(body, exchange))
+        }
+    })
+}
+
+async fn forward(
+    shared: &Shared,
+    peer: &Peer,
+    request: Request<Incoming>,
+    exchange: &mut Exchange,
+) -> Result<Response<Stream>, Refusal> {
+    let (mut parts, incoming) = request.into_parts();
+    exchange.host = admit(&mut parts, peer)?;
+    parts.headers.insert(REQUEST_ID_NAME, exchange.id.clone());
+    let mut job = Job::new(shared, parts, exchange);
+    let entry = job.route()?;
+    job.set_body(&entry, incoming)?;
+    job.run(entry).await
+}
+
+/// A request over its attempts.
+struct Job<'a> {
+    shared: &'a Shared,
+    exchange: &'a mut Exchange,
+    head: Parts,
+    upload: Option<Arc<Upload>>,
+    /// Endpoints that it was sent to, or should have been.
+    tried: Vec<Arc<Endpoint>>,
+    /// Attempts that a guest may have seen.
+    attempts: u32,
+    pauses: u32,
+    deadline: Instant,
+}
+
+/// What came of an attempt.
+enum Attempt {
+    Done(Response<Stream>),
+    /// To be tried again, on another endpoint if there is one. `patient`: worth waiting when there
+    /// is none.
+    Again {
+        refusal: Refusal,
+        patient: bool,
+    },
+    Failed(Refusal),
+}
+
+impl<'a> Job<'a> {
+    fn new(shared: &'a Shared, head: Parts, exchange: &'a mut Exchange) -> Self {
+        let deadline = exchange.started();
+        Self { shared, exchange, head, upload: None, tried: Vec::new(), attempts: 0, pauses: 0, deadline }
+    }
+
+    /// The app, by the table as it is now.
+    fn route(&mut self) -> Result<Arc<AppEntry>, Refusal> {
+        let table = self.shared.table.load();
+        let entry = table
+            .find(&self.exchange.host, self.head.uri.path())
+            .ok_or_else(|| Refusal::new(ProblemKind::NoRoute, "Check the address, or the app's routes."))?;
+        if entry.stopped {
+            return Err(Refusal::new(ProblemKind::AppStopped, "Its operator stopped it."));
+        }
+        self.exchange.app = Some(Arc::clone(entry));
+        Ok(Arc::clone(entry))
+    }
+
+    /// Takes the body over, within the app's limit.
+    fn set_body(&mut self, entry: &AppEntry, incoming: Incoming) -> Result<(), Refusal> {
+        let cfg = &self.shared.cfg;
+        self.deadline += Duration::from(entry.limits.time_ms) + Duration::from(cfg.host_grace_ms);
+        let room = entry.limits.request_body_bytes.0;
+        if incoming.size_hint().lower() > room {
+            return Err(too_large());
+        }
+        if incoming.is_end_stream() {
+            return Ok(());
+        }
+        let waits = Duration::from(cfg.instance_wait_ms) + Duration::from(cfg.reconnect_wait_ms);
+        let patience = Patience::new(cfg.upload_idle_ms.into(), self.deadline + waits);
+        let kept = usize::try_from(cfg.replay_bytes.0).unwrap_or(usize::MAX);
+        let upload = Upload::new(incoming, patience, room, kept);
+        if !upload.has_length() {
+            // hyper takes a GET without a length to have no body; this one has.
+            self.head.headers.remove(CONTENT_LENGTH);
+            self.head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        self.upload = Some(upload);
+        Ok(())
+    }
+
+    async fn run(mut self, mut entry: Arc<AppEntry>) -> Result<Response<Stream>, Refusal> {
+        let mut last: Option<(Refusal, bool)> = None;
+        loop {
+            let now = self.shared.clock.now_ms();
+            let breaker = &self.shared.cfg.breaker;
+            match pick(&entry, now, breaker, &mut rand::random::<u64>, &self.tried) {
+                Some(picked) => {
+                    let endpoint = Arc::clone(picked.endpoint());
+                    self.exchange.endpoint = Some(Arc::clone(&endpoint));
+                    match self.attempt(picked).await {
+                        Attempt::Done(response) => return Ok(response),
+                        Attempt::Failed(refusal) => return Err(refusal),
+                        Attempt::Again { refusal, patient } => last = Some((refusal, patient)),
+                    }
+                    self.tried.push(endpoint);
+                }
+                None => {
+                    let began = Instant::now();
+                    if entry.endpoints.is_empty() {
+                        self.wait_for_instance().await?;
+                    } else {
+                        let (refusal, patient) = last.take().unwrap_or((Refusal::plain(ProblemKind::NoInstance), true));
+                        self.pause(refusal, patient).await?;
+                        self.tried.clear();
+                    }
+                    // The time limit counts from the arrival at a host: waiting comes on top.
+                    self.deadline += began.elapsed();
+                }
+            }
+            entry = self.route()?;
+        }
+    }
+
+    /// Waits until the app has an instance, bounded in time and in number of waiters.
+    async fn wait_for_instance(&mut self) -> Result<(), Refusal> {
+        let refusal = Refusal::new(ProblemKind::NoInstance, "Try again in a moment.");
+        let until = self.exchange.started() + Duration::from(self.shared.cfg.instance_wait_ms);
+        let Some(_waiter) = Waiter::new(self.shared) else { return Err(refusal) };
+        let mut changed = self.shared.changed.clone();
+        let ready = async {
+            loop {
+                // Seen first, looked at second: a change in between is not lost.
+                changed.borrow_and_update();
+                let table = self.shared.table.load_full();
+                match table.find(&self.exchange.host, self.head.uri.path()) {
+                    Some(entry) if entry.endpoints.is_empty() && !entry.stopped => {}
+                    _ => return,
+                }
+                if changed.changed().await.is_err() {
+                    // The control plane is gone: nobody will bring an instance.
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        timeout_at(until, ready).await.map_err(|_| refusal)
+    }
+
+    /// Every endpoint was tried: waits a moment for one to come back, or gives up.
+    async fn pause(&mut self, refusal: Refusal, patient: bool) -> Result<(), Refusal> {
+        let until = self.exchange.started() + Duration::from(self.shared.cfg.reconnect_wait_ms);
+        if !patient || Instant::now() >= until {
+            return Err(refusal);
+        }
+        let Some(_waiter) = Waiter::new(self.shared) else { return Err(refusal) };
+        let mut changed = self.shared.changed.clone();
+        let moment = Duration::from_millis(25 << self.pauses.min(4));
+        self.pauses += 1;
+        // A new table ends the pause early. Without a control plane there is only the pause.
+        let wait = async {
+            if changed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let _ = timeout(moment, wait).await;
+        Ok(())
+    }
+
+    async fn attempt(&mut self, picked: InFlight) -> Attempt {
+        let request = match self.request(&picked) {
+            Ok(request) => request,
+            Err(refusal) => return Attempt::Failed(refusal),
+        };
+        match timeout_at(self.deadline, self.shared.upstream.send(&picked, request)).await {
+            Ok(Ok((response, lease))) => self.answered(picked, response, lease).await,
+            Ok(Err(error)) => self.broke(&picked, &error),
+            Err(_) => {
+                self.failed(&picked);
+                if let Some(failure) = self.upload.as_ref().and_then(|u| u.failure()) {
+                    return Attempt::Failed(client_failed(failure));
+                }
+                Attempt::Failed(Refusal::plain(ProblemKind::TimedOut))
+            }
+        }
+    }
+
+    /// The request for this endpoint; the head is kept for another attempt.
+    fn request(&self, endpoint: &Endpoint) -> Result<Request<RequestBody>, Refusal> {
+        let body = self.upload.as_ref().map_or(RequestBody::Empty, |upload| upload.attempt());
+        let mut request = Request::new(body);
+        *request.method_mut() = self.head.method.clone();
+        *request.uri_mut() = self.head.uri.clone();
+        *request.headers_mut() = self.head.headers.clone();
+        let instance = HeaderValue::from_str(endpoint.instance.as_str());
+        // An instance id is a label: it is always valid.
+        let instance = instance.map_err(|_| Refusal::plain(ProblemKind::Internal))?;
+        request.headers_mut().insert(INSTANCE_NAME, instance);
+        Ok(request)
+    }
+
+    /// A response came: the guest's, or the platform's in its place.
+    async fn answered(&mut self, picked: InFlight, mut response: Response<Incoming>, lease: Lease) -> Attempt {
+        if let Some(slug) = response.headers().get(PLATFORM_ERROR_NAME) {
+            let kind = slug.to_str().ok().and_then(ProblemKind::from_slug).unwrap_or(ProblemKind::Internal);
+            let not_started = response.headers().get(NOT_STARTED_NAME).is_some_and(|v| v == "1");
+            return self.refused(&picked, kind, not_started, response.into_body(), lease).await;
+        }
+        picked.succeeded();
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Attempt::Failed(Refusal::plain(ProblemKind::BadGateway));
+        }
+        strip_hop_by_hop(response.headers_mut());
+        strip_internal(response.headers_mut());
+        let patience = Patience::new(self.shared.cfg.response_idle_ms.into(), self.deadline);
+        let upload = self.upload.clone();
+        Attempt::Done(response.map(|body| Stream::new(body, lease, upload, picked, patience)))
+    }
+
+    /// The platform's own error from the host.
+    async fn refused(
+        &mut self,
+        picked: &InFlight,
+        kind: ProblemKind,
+        not_started: bool,
+        body: Incoming,
+        lease: Lease,
+    ) -> Attempt {
+        let gone = kind == ProblemKind::InstanceGone;
+        if gone {
+            self.failed(picked)
+        } else {
+            picked.succeeded()
+        }
+        drain(body, lease, self.upload.as_deref()).await;
+        let refusal = Refusal::plain(kind);
+        if !not_started || !self.can_replay() {
+            return Attempt::Failed(refusal);
+        }
+        // An instance that is gone costs nothing to ask; the others are at their limit and must not
+        // be asked more often than the budget allows.
+        if gone || self.may_retry() {
+            self.shared.metrics.retries_not_started.inc();
+            return Attempt::Again { refusal, patient: gone };
+        }
+        Attempt::Failed(refusal)
+    }
+
+    /// No response came.
+    fn broke(&mut self, picked: &InFlight, error: &SendError) -> Attempt {
+        if let Some(failure) = self.upload.as_ref().and_then(|u| u.failure()) {
+            return Attempt::Failed(client_failed(failure));
+        }
+        self.failed(picked);
+        let cause = std::error::Error::source(error).map(ToString::to_string);
+        let request_id = self.exchange.id.to_str().unwrap_or_default();
+        tracing::debug!(%error, cause, instance = %picked.instance, request_id, "an attempt failed");
+        let refusal = Refusal::plain(ProblemKind::BadGateway);
+        match error {
+            SendError::NotSent(_) if self.can_replay() => {
+                self.shared.metrics.retries_not_sent.inc();
+                Attempt::Again { refusal, patient: true }
+            }
+            SendError::Sent(_) if is_idempotent(&self.head.method) && self.can_replay() && self.may_retry() => {
+                self.shared.metrics.retries_idempotent.inc();
+                Attempt::Again { refusal, patient: true }
+            }
+            _ => Attempt::Failed(refusal),
+        }
+    }
+
+    fn can_replay(&self) -> bool {
+        Instant::now() < self.deadline && self.upload.as_ref().is_none_or(|u| u.can_replay())
+    }
+
+    /// Whether there is an attempt left, by this request's count and by the budget of all.
+    fn may_retry(&mut self) -> bool {
+        self.attempts += 1;
+        if self.attempts >= self.shared.cfg.max_attempts {
+            return false;
+        }
+        let granted = self.shared.budget.withdraw(self.shared.clock.now_ms());
+        if !granted {
+            self.shared.metrics.retries_over_budget.inc();
+        }
+        granted
+    }
+
+    fn failed(&self, picked: &InFlight) {
+        if picked.failed(self.shared.clock.now_ms(), &self.shared.cfg.breaker) {
+            self.shared.metrics.ejections.inc();
+            tracing::warn!(instance = %picked.instance, host = %picked.host, "an instance is left out for a while");
+        }
+    }
+}
+
+/// Reads the rest of a small body, so that its connection can be used again.
+async fn drain(body: Incoming, lease: Lease, upload: Option<&Upload>) {
+    let rest = Limited::new(body, 16 << 10).collect();
+    let done = matches!(timeout(Duration::from_millis(250), rest).await, Ok(Ok(_)));
+    if done && upload.is_none_or(Upload::is_done) {
+        lease.release();
+    }
+}
+
+fn too_large() -> Refusal {
+    Refusal::new(ProblemKind::TooLarge, "The app's limits.request_body_bytes says how long it may be.")
+}
+
+fn client_failed(failure: UploadError) -> Refusal {
+    match failure {
+        UploadError::TooLarge => too_large(),
+        UploadError::Idle => Refusal::status(
+            StatusCode::REQUEST_TIMEOUT,
+            "Request timeout",
+            "The request's body did not arrive in time.",
+        ),
+        UploadError::Client | UploadError::Superseded => Refusal::malformed("The request's body is not well formed."),
+    }
+}
+
+/// A request that waits; counted until dropped.
+struct Waiter<'a>(&'a Shared);
+
+impl<'a> Waiter<'a> {
+    fn new(shared: &'a Shared) -> Option<Self> {
+        let before = shared.waiting.fetch_add(1, Ordering::Relaxed);
+        let waiter = Self(shared);
+        shared.metrics.waiting.inc();
+        if before >= shared.cfg.max_waiting {
+            return None;
+        }
+        shared.metrics.waits.inc();
+        Some(waiter)
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.waiting.dec();
+    }
+}

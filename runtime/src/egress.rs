@@ -1,0 +1,293 @@
+//! Outbound HTTP of guests: which hosts they may ask, and which addresses nobody may reach.
+//!
+//! A name is resolved here and the connection goes to the very address that was checked, so a name
+//! that resolves to another address a moment later gains nothing (DNS rebinding).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use http::uri::{Authority, Scheme};
+use http_body_util::BodyExt as _;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
+
+use crate::limits::{Limit, LimitCounters};
+use crate::logs::SandboxLog;
+
+/// Connections that the guests of one instance may have open at once.
+const CONNECTIONS: usize = 256;
+
+/// How long a connection, and the first byte of a response, may take when the guest does not say.
+/// The request's own time limit ends them anyway.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A host that is allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Pattern {
+    host: String,
+    /// Any subdomain of `host`, but not `host` itself.
+    subdomains: bool,
+    /// `None`: the scheme's own port.
+    port: Option<u16>,
+}
+
+impl Pattern {
+    fn parse(text: &str) -> Option<Self> {
+        let (subdomains, rest) = match text.strip_prefix("*.") {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        let authority: Authority = rest.parse().ok()?;
+        let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
+        if rest.contains('@') || host.is_empty() || host.contains('*') || rest.ends_with(':') {
+            return None;
+        }
+        Some(Self { host, subdomains, port: authority.port_u16() })
+    }
+
+    fn matches(&self, host: &str, port: u16, default_port: u16) -> bool {
+        let host_ok = if self.subdomains {
+            host.strip_suffix(&self.host).is_some_and(|head| head.len() > 1 && head.ends_with('.'))
+        } else {
+            host == self.host
+        };
+        host_ok && self.port.unwrap_or(default_port) == port
+    }
+}
+
+/// What the guests of one instance may reach.
+pub(crate) struct Egress {
+    patterns: Vec<Pattern>,
+    allow_private: bool,
+    connections: Arc<Semaphore>,
+    counters: Arc<LimitCounters>,
+}
+
+impl Egress {
+    /// Errors: the pattern that is not valid.
+    pub(crate) fn new(hosts: &[String], allow_private: bool, counters: Arc<LimitCounters>) -> Result<Self, String> {
+        let patterns =
+            hosts.iter().map(|text| Pattern::parse(text).ok_or_else(|| text.clone())).collect::<Result<_, _>>()?;
+        Ok(Self { patterns, allow_private, connections: Arc::new(Semaphore::new(CONNECTIONS)), counters })
+    }
+
+    fn allows(&self, host: &str, port: u16, default_port: u16) -> bool {
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        self.patterns.iter().any(|p| p.matches(&host, port, default_port))
+    }
+}
+
+/// The hooks of one sandbox's `wasi:http`.
+pub(crate) struct Hooks {
+    pub(crate) egress: Arc<Egress>,
+    pub(crate) log: Arc<SandboxLog>,
+}
+
+type IoFuture = Box<dyn Future<Output = Result<(), Error>> + Send>;
+type Sent = (http::Response<WasiBody>, IoFuture);
+
+impl WasiHttpHooks for Hooks {
+    fn send_request(
+        &mut self,
+        request: http::Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _processed: IoFuture,
+    ) -> Box<dyn Future<Output = Result<Sent, Error>> + Send> {
+        let (egress, log) = (Arc::clone(&self.egress), Arc::clone(&self.log));
+        Box::new(async move { send(&egress, &log, request, options.unwrap_or_default()).await })
+    }
+
+    // 512 KiB at most wait in the host per response, and most responses fit, so the guest can end at once.
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        4
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        128 << 10
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        128 << 10
+    }
+}
+
+async fn send(
+    egress: &Egress,
+    log: &SandboxLog,
+    request: http::Request<WasiBody>,
+    options: RequestOptions,
+) -> Result<Sent, Error> {
+    let uri = request.uri();
+    let tls = match uri.scheme() {
+        Some(scheme) if *scheme == Scheme::HTTP => false,
+        Some(scheme) if *scheme == Scheme::HTTPS => true,
+        _ => return Err(Error::HttpRequestUriInvalid),
+    };
+    let authority = uri.authority().ok_or(Error::HttpRequestUriInvalid)?;
+    if authority.as_str().contains('@') {
+        return Err(Error::HttpRequestUriInvalid);
+    }
+    let default_port = if tls { 443 } else { 80 };
+    let port = authority.port_u16().unwrap_or(default_port);
+    let host = authority.host().to_owned();
+    if !egress.allows(&host, port, default_port) {
+        log.platform(&format!("outbound request to {host}:{port} refused: it is not in allowed_outbound_hosts"));
+        return Err(Error::HttpRequestDenied);
+    }
+    let Ok(permit) = Arc::clone(&egress.connections).try_acquire_owned() else {
+        egress.counters.count(Limit::OutboundConnections);
+        log.platform(&format!("limit outbound_connections ({CONNECTIONS}) reached: outbound request refused"));
+        return Err(Error::ConnectionLimitReached);
+    };
+    let timeout = options.connect_timeout.unwrap_or(TIMEOUT);
+    let stream = tokio::time::timeout(timeout, connect(egress, log, &host, port))
+        .await
+        .map_err(|_| Error::ConnectionTimeout)??;
+    let first_byte = options.first_byte_timeout.unwrap_or(TIMEOUT);
+    if tls {
+        let name = ServerName::try_from(host.trim_start_matches('[').trim_end_matches(']').to_owned())
+            .map_err(|_| Error::HttpRequestUriInvalid)?;
+        let stream = tokio::time::timeout(timeout, TlsConnector::from(tls_config()?).connect(name, stream))
+            .await
+            .map_err(|_| Error::ConnectionTimeout)?
+            .map_err(Error::Tls)?;
+        exchange(stream, request, first_byte, permit).await
+    } else {
+        exchange(stream, request, first_byte, permit).await
+    }
+}
+
+/// Resolves and connects, to addresses that a guest may reach only.
+async fn connect(egress: &Egress, log: &SandboxLog, host: &str, port: u16) -> Result<TcpStream, Error> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((bare, port))
+        .await
+        .map_err(|_| Error::DnsError { rcode: None, info_code: None })?
+        .take(16)
+        .collect();
+    if addresses.is_empty() {
+        return Err(Error::DestinationNotFound);
+    }
+    let mut last = None;
+    for address in addresses {
+        if !egress.allow_private && is_internal(address.ip()) {
+            last.get_or_insert(Error::DestinationIpProhibited);
+            continue;
+        }
+        match TcpStream::connect(address).await {
+            Ok(stream) => {
+                // Latency over throughput; a kernel that refuses it changes nothing else.
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Err(e) => last = Some(Error::Connect(e)),
+        }
+    }
+    let error = last.unwrap_or(Error::DestinationNotFound);
+    if matches!(error, Error::DestinationIpProhibited) {
+        log.platform(&format!("outbound request to {host}:{port} refused: its address is internal"));
+    }
+    Err(error)
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    mut request: http::Request<WasiBody>,
+    first_byte: Duration,
+    permit: OwnedSemaphorePermit,
+) -> Result<Sent, Error> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // To an origin server the request line has the path alone (RFC 9112, 3.2.1).
+    let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
+    *request.uri_mut() = path.parse().map_err(|_| Error::HttpRequestUriInvalid)?;
+    let mut connection = Box::pin(connection);
+    let response = tokio::time::timeout(first_byte, async {
+        let mut response = std::pin::pin!(sender.send_request(request));
+        tokio::select! {
+            biased;
+            result = &mut response => result.map(|r| (r, true)),
+            closed = &mut connection => match closed {
+                Ok(()) => response.await.map(|r| (r, false)),
+                Err(e) => Err(e),
+            },
+        }
+    })
+    .await
+    .map_err(|_| Error::ConnectionReadTimeout)?;
+    let (response, open) = response?;
+    let io = async move {
+        // Held as long as the connection is.
+        let _permit = permit;
+        if open { connection.await.map_err(Error::from) } else { Ok(()) }
+    };
+    Ok((response.map(|body| body.map_err(Error::from).boxed_unsync()), Box::new(io)))
+}
+
+fn tls_config() -> Result<Arc<rustls::ClientConfig>, Error> {
+    static CONFIG: LazyLock<Option<Arc<rustls::ClientConfig>>> = LazyLock::new(|| {
+        let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.into() };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder =
+            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
+        Some(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+    });
+    CONFIG.clone().ok_or(Error::ConfigurationError)
+}
+
+/// Whether an address belongs to this machine, to a private network, or to nobody: nothing that a
+/// guest may reach. Sources: IANA special-purpose address registries for IPv4 and IPv6.
+fn is_internal(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => is_internal_v4(v4),
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => is_internal_v4(v4),
+            None => is_internal_v6(v6),
+        },
+    }
+}
+
+fn is_internal_v4(ip: Ipv4Addr) -> bool {
+    let [a, b, c, _] = ip.octets();
+    ip.is_private()
+        || ip.is_loopback()
+        || ip.is_link_local() // with 169.254.169.254, the clouds' metadata
+        || ip.is_multicast()
+        || ip.is_broadcast()
+        || ip.is_documentation()
+        || a == 0
+        || a >= 240
+        || (a == 100 && (64..128).contains(&b)) // shared address space
+        || (a == 192 && b == 0 && c == 0) // IETF protocol assignments
+        || (a == 192 && b == 88 && c == 99) // 6to4 relays
+        || (a == 198 && (b == 18 || b == 19)) // benchmarking
+}
+
+fn is_internal_v6(ip: Ipv6Addr) -> bool {
+    let s = ip.segments();
+    let embedded = |high: u16, low: u16| {
+        let [a, b] = high.to_be_bytes();
+        let [c, d] = low.to_be_bytes();
+        is_internal_v4(Ipv4Addr::new(a, b, c, d))
+    };
+    ip.is_unspecified()
+        || ip.is_loopback()
+        || ip.is_multicast()
+        || (s[0] & 0xfe00) == 0xfc00 // unique local
+        || (s[0] & 0xffc0) == 0xfe80 // link local
+        || (s[0] & 0xffc0) == 0xfec0 // site local
+        || (s[0] == 0x2001 && s[1] == 0xdb8) // documentation
+        || (s[0] == 0x2001 && s[1] < 0x200) // IETF protocol assignments, Teredo among them
+        || s[0] == 0x100 // discard only
+        || (s[0] == 0x64 && s[1] == 0xff9b && (s[2] != 0 || embedded(s[6], s[7]))) // NAT64
+        || (s[0] == 0x2002 && embedded(s[1], s[2])) // 6to4
+        || (s[..6] == [0; 6]) // IPv4-compatible
+}
+
+#[cfg(test)]
+mod tests;

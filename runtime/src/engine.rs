@@ -1,0 +1,202 @@
+//! The wasmtime engine: its settings, the pool that sandboxes come from, and the clock that interrupts
+//! guests. Owns no code and no instance.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use marcato_api::Bytes;
+use sha2::{Digest as _, Sha256};
+use wasmtime::{
+    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Strategy, WasmBacktraceDetails,
+};
+
+use crate::config::PoolConfig;
+use crate::error::RuntimeError;
+
+/// How often running guests are interrupted: to look at their CPU budget and to let others run.
+pub(crate) const TICK: Duration = Duration::from_millis(5);
+
+/// Ticks without a live sandbox after which the ticker sleeps until there is one.
+const IDLE_TICKS: u32 = 200;
+
+/// Core instances, memories and tables that a component may be made of.
+pub(crate) const CORE_INSTANCES: u32 = 64;
+pub(crate) const MEMORIES: u32 = 4;
+pub(crate) const TABLES: u32 = 16;
+
+/// Elements of one table: a Python component's have over 20,000.
+const TABLE_ELEMENTS: usize = 100_000;
+
+/// The settings that machine code depends on; the compiler process has to use the same.
+pub(crate) fn code_config() -> Config {
+    let mut config = Config::new();
+    config
+        .strategy(Strategy::Cranelift)
+        .wasm_component_model(true)
+        .wasm_component_model_async(true)
+        .epoch_interruption(true)
+        .wasm_backtrace_details(WasmBacktraceDetails::Disable)
+        .memory_init_cow(true);
+    config
+}
+
+/// Sandboxes and their memory on this host, now.
+#[derive(Debug, Default)]
+pub(crate) struct HostTotals {
+    pub(crate) sandboxes: AtomicU32,
+    pub(crate) memory: AtomicU64,
+}
+
+/// An engine with its ticker.
+pub(crate) struct Machine {
+    pub(crate) engine: Engine,
+    pub(crate) totals: Arc<HostTotals>,
+    /// Text that changes with wasmtime and with every setting that code depends on.
+    pub(crate) code_key: String,
+    ticker: Arc<Ticker>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Ticker {
+    parked: AtomicBool,
+    stop: AtomicBool,
+}
+
+impl Machine {
+    pub(crate) fn new(pool: &PoolConfig) -> Result<Self, RuntimeError> {
+        check(pool)?;
+        let unavailable =
+            |e: wasmtime::Error| RuntimeError::Pool { sandboxes: pool.sandboxes, reason: format!("{e:#}") };
+        let mut config = code_config();
+        // The stack of one guest is never seen by another, not even through a defect of the compiler.
+        config.async_stack_zeroing(true);
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(pool)));
+        let engine = Engine::new(&config).map_err(unavailable)?;
+        let totals = Arc::new(HostTotals::default());
+        let ticker = Arc::new(Ticker::default());
+        let thread = std::thread::Builder::new()
+            .name("marcato-epoch".into())
+            .spawn({
+                let (engine, totals, ticker) = (engine.clone(), Arc::clone(&totals), Arc::clone(&ticker));
+                move || ticker.run(&engine, &totals)
+            })
+            .map_err(|e| unavailable(e.into()))?;
+        let code_key = code_key(&engine);
+        Ok(Self { engine, totals, code_key, ticker, thread: Some(thread) })
+    }
+
+    /// Counts a new sandbox; the ticker runs while there is one.
+    pub(crate) fn enter(&self) {
+        self.totals.sandboxes.fetch_add(1, Ordering::SeqCst);
+        if self.ticker.parked.load(Ordering::SeqCst)
+            && let Some(thread) = &self.thread
+        {
+            thread.thread().unpark();
+        }
+    }
+
+    pub(crate) fn leave(&self) {
+        self.totals.sandboxes.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.ticker.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // The thread only sleeps and counts; there is no panic to hand on.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Ticker {
+    fn run(&self, engine: &Engine, totals: &HostTotals) {
+        let mut idle = 0;
+        while !self.stop.load(Ordering::SeqCst) {
+            std::thread::sleep(TICK);
+            engine.increment_epoch();
+            idle = if totals.sandboxes.load(Ordering::SeqCst) == 0 { idle + 1 } else { 0 };
+            if idle > IDLE_TICKS {
+                self.parked.store(true, Ordering::SeqCst);
+                if totals.sandboxes.load(Ordering::SeqCst) == 0 && !self.stop.load(Ordering::SeqCst) {
+                    std::thread::park();
+                }
+                self.parked.store(false, Ordering::SeqCst);
+                idle = 0;
+            }
+        }
+    }
+}
+
+fn check(pool: &PoolConfig) -> Result<(), RuntimeError> {
+    let checks = [
+        ("sandboxes", u64::from(pool.sandboxes), 1, 100_000),
+        ("memory_per_sandbox", pool.memory_per_sandbox.0, 1 << 16, 4 << 30),
+        ("keep_resident", pool.keep_resident.0, 0, 1 << 30),
+    ];
+    match checks.into_iter().find(|(_, value, min, max)| !(min..=max).contains(&value)) {
+        Some((field, value, min, max)) => Err(RuntimeError::PoolConfig { field, value, min, max }),
+        None => Ok(()),
+    }
+}
+
+fn size(bytes: Bytes) -> usize {
+    usize::try_from(bytes.0).unwrap_or(usize::MAX)
+}
+
+fn pooling(pool: &PoolConfig) -> PoolingAllocationConfig {
+    let sandboxes = pool.sandboxes;
+    // Most components have one memory and one table; those of JavaScript and Python have a few more.
+    let shared = |each: u32| sandboxes.saturating_mul(each).max(MEMORIES.max(TABLES).max(CORE_INSTANCES));
+    let mut config = PoolingAllocationConfig::new();
+    config
+        .total_component_instances(sandboxes)
+        .total_core_instances(shared(8))
+        .total_memories(shared(1).max(MEMORIES))
+        .total_tables(shared(4))
+        .total_stacks(shared(2))
+        .total_gc_heaps(sandboxes)
+        .max_core_instances_per_component(CORE_INSTANCES)
+        .max_memories_per_component(MEMORIES)
+        .max_tables_per_component(TABLES)
+        .max_memories_per_module(MEMORIES)
+        .max_tables_per_module(TABLES)
+        .table_elements(TABLE_ELEMENTS)
+        .max_memory_size(size(pool.memory_per_sandbox))
+        .max_component_instance_size(4 << 20)
+        .max_core_instance_size(4 << 20)
+        // Slots that stay warm hold `keep_resident` each: what an idle host pays for speed.
+        .max_unused_warm_slots(16)
+        .linear_memory_keep_resident(size(pool.keep_resident))
+        .table_keep_resident(size(pool.keep_resident).min(1 << 20))
+        .async_stack_keep_resident(64 << 10)
+        .pagemap_scan(Enabled::Auto);
+    config
+}
+
+/// Feeds what is hashed to SHA-256.
+struct ShaHasher(Sha256);
+
+impl Hasher for ShaHasher {
+    fn finish(&self) -> u64 {
+        let hash: [u8; 32] = self.0.clone().finalize().into();
+        u64::from_le_bytes([hash[0], hash[1], hash[2], hash[3], hash[4], hash[5], hash[6], hash[7]])
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+}
+
+/// The key of code that this engine can load, as 16 digits: the hash has wasmtime's version and every setting.
+pub(crate) fn code_key(engine: &Engine) -> String {
+    let mut hasher = ShaHasher(Sha256::new());
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    hex::encode(&hasher.0.finalize()[..8])
+}

@@ -1,0 +1,382 @@
+//! One request through one sandbox, under its limits.
+//!
+//! The sandbox runs inside the future that asks for its answer: in [`handle`] until the head of the
+//! response is there, then within the response's body. No task is spawned and nothing is handed
+//! between threads, and whoever drops the future or the body ends the sandbox.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use http::header::{CONTENT_LENGTH, HOST};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use http_body_util::BodyExt as _;
+use marcato_api::{Bytes as ByteCount, ProblemKind, headers};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
+use wasmtime_wasi_http::{WasiBody, WasiHttpView};
+
+use crate::body::{GuestBody, RequestBody, ResponseBody, UploadBody};
+use crate::error::InvokeError;
+use crate::instance::{Inner, Ticket};
+use crate::limits::{CpuMeter, Limit};
+use crate::logs::SandboxLog;
+use crate::sandbox::{NoSandbox, Proxy, Sandbox};
+
+/// The head of a guest's answer; an error is what the guest said went wrong.
+type Answer = Result<http::Response<WasiBody>, String>;
+
+/// Lines of a trap's explanation that reach the log.
+const TRAP_LINES: usize = 16;
+
+/// Why a request failed.
+pub(crate) struct Failure {
+    pub(crate) kind: ProblemKind,
+    pub(crate) limit: Option<Limit>,
+    pub(crate) not_started: bool,
+    /// For the client and the log: names the limit.
+    pub(crate) detail: String,
+    /// For the log alone: what the guest or wasmtime said.
+    pub(crate) reason: Option<String>,
+}
+
+impl Failure {
+    fn guest(reason: String) -> Self {
+        Self {
+            kind: ProblemKind::GuestFailed,
+            limit: None,
+            not_started: false,
+            detail: "the app failed on this request; its log says why".into(),
+            reason: Some(reason),
+        }
+    }
+
+    pub(crate) fn limit(kind: ProblemKind, limit: Limit, detail: String) -> Self {
+        Self { kind, limit: Some(limit), not_started: false, detail, reason: None }
+    }
+}
+
+/// The request's id; empty when the edge gave none.
+pub(crate) fn request_id<B>(request: &http::Request<B>) -> &str {
+    request.headers().get(headers::REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or("")
+}
+
+/// Refuses a body whose announced length is over the limit. Another instance would refuse it as well,
+/// so this does not count as "not started".
+pub(crate) fn check_length<B: http_body::Body>(inner: &Inner, request: &http::Request<B>) -> Result<(), InvokeError> {
+    let limit = inner.config.limits.request_body_bytes;
+    let announced = content_length(request.headers()).unwrap_or(0).max(request.body().size_hint().lower());
+    if announced <= limit.0 {
+        return Ok(());
+    }
+    let detail = format!("limit request_body_bytes ({limit}) reached: the body has {}", ByteCount(announced));
+    let mut error = inner.refused(Limit::RequestBodyBytes, ProblemKind::TooLarge, detail, request_id(request));
+    error.not_started = false;
+    Err(error)
+}
+
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn strip_internal(headers: &mut HeaderMap) {
+    let internal = |name: &HeaderName| name.as_str().starts_with(headers::INTERNAL_PREFIX);
+    if headers.keys().any(internal) {
+        let names: Vec<_> = headers.keys().filter(|n| internal(n)).cloned().collect();
+        for name in names {
+            headers.remove(name);
+        }
+    }
+}
+
+type Work = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+
+/// A sandbox at work on one request. Dropping it ends the sandbox.
+pub(crate) struct Running {
+    inner: Arc<Inner>,
+    work: Option<Work>,
+    meter: Arc<CpuMeter>,
+    used_before_ns: u64,
+    _ticket: Ticket,
+}
+
+impl Running {
+    fn new(
+        inner: &Arc<Inner>,
+        ticket: Ticket,
+        request: http::Request<WasiBody>,
+        answer: oneshot::Sender<Answer>,
+    ) -> Self {
+        let id: Arc<str> = request_id(&request).into();
+        let idle = inner.take_idle();
+        let (meter, log) = match &idle {
+            Some(sandbox) => {
+                let host = sandbox.store.data();
+                (Arc::clone(&host.meter), Arc::clone(&host.log))
+            }
+            None => (Arc::new(CpuMeter::default()), Arc::new(SandboxLog::new(Arc::clone(&inner.log)))),
+        };
+        log.begin(id);
+        meter.grant(inner.config.limits.cpu_ms.0.saturating_mul(1_000_000));
+        let work = Box::pin(work(Arc::clone(inner), idle, Arc::clone(&meter), log, request, answer));
+        let used_before_ns = meter.used_ns();
+        Self { inner: Arc::clone(inner), work: Some(work), meter, used_before_ns, _ticket: ticket }
+    }
+
+    /// Lets the sandbox run. Ready when it is done with the request; then it is gone or kept for another.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        let Some(work) = &mut self.work else { return Poll::Ready(Ok(())) };
+        let result = self.meter.poll(|| work.as_mut().poll(cx));
+        if result.is_ready() {
+            self.work = None;
+        }
+        result
+    }
+
+    /// Ends the sandbox.
+    pub(crate) fn kill(&mut self) {
+        self.work = None;
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.work.is_none()
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let used = self.meter.used_ns().saturating_sub(self.used_before_ns);
+        self.inner.counters.cpu_ns.fetch_add(used, Ordering::Relaxed);
+    }
+}
+
+/// Counts and logs a failure.
+pub(crate) fn record(inner: &Inner, request_id: &str, failure: Failure) -> InvokeError {
+    if let Some(limit) = failure.limit {
+        inner.limits.count(limit);
+    }
+    if !failure.not_started {
+        inner.counters.failures.fetch_add(1, Ordering::Relaxed);
+    }
+    match &failure.reason {
+        Some(reason) => {
+            for line in reason.lines().filter(|l| !l.trim().is_empty()).take(TRAP_LINES) {
+                inner.log.platform(request_id, line);
+            }
+        }
+        None => inner.log.platform(request_id, &failure.detail),
+    }
+    InvokeError { kind: failure.kind, not_started: failure.not_started, detail: failure.detail }
+}
+
+/// Runs the request until the head of its response is there.
+pub(crate) async fn handle(
+    inner: &Arc<Inner>,
+    ticket: Ticket,
+    deadline: Instant,
+    request: http::Request<RequestBody>,
+) -> Result<http::Response<ResponseBody>, InvokeError> {
+    let limits = &inner.config.limits;
+    let id: Arc<str> = request_id(&request).into();
+    let too_large = Arc::new(AtomicBool::new(false));
+    let (mut parts, body) = request.into_parts();
+    strip_internal(&mut parts.headers);
+    if parts.uri.authority().is_none() && !parts.headers.contains_key(HOST) {
+        // HTTP/1.0 knows no Host; `wasi:http` demands an authority.
+        parts.headers.insert(HOST, HeaderValue::from_static("localhost"));
+    }
+    let body = UploadBody::new(body, limits.request_body_bytes.0, Arc::clone(&too_large)).boxed_unsync();
+    let (tx, mut answer) = oneshot::channel();
+    let mut running = Running::new(inner, ticket, http::Request::from_parts(parts, body), tx);
+    let mut timer = std::pin::pin!(tokio::time::sleep_until(deadline));
+    let head = std::future::poll_fn(|cx| {
+        let done = running.poll(cx);
+        if too_large.load(Ordering::Relaxed) {
+            let detail = format!("limit request_body_bytes ({}) reached", limits.request_body_bytes);
+            return Poll::Ready(Err(Failure::limit(ProblemKind::TooLarge, Limit::RequestBodyBytes, detail)));
+        }
+        let done = match done {
+            Poll::Ready(Err(failure)) => return Poll::Ready(Err(failure)),
+            Poll::Ready(Ok(())) => true,
+            Poll::Pending => false,
+        };
+        match Pin::new(&mut answer).poll(cx) {
+            Poll::Ready(Ok(Ok(response))) => return Poll::Ready(Ok(response)),
+            Poll::Ready(Ok(Err(said))) => return Poll::Ready(Err(Failure::guest(said))),
+            _ if done => return Poll::Ready(Err(Failure::guest("the guest ended without a response".into()))),
+            _ => {}
+        }
+        timer.as_mut().poll(cx).map(|()| Err(timed_out(inner)))
+    })
+    .await;
+    match head.and_then(|response| check_response(inner, response)) {
+        Ok(response) => {
+            inner.counters.requests.fetch_add(1, Ordering::Relaxed);
+            let announced = content_length(response.headers());
+            Ok(response.map(|body| ResponseBody::new(GuestBody::new(body, running, deadline, id, announced))))
+        }
+        Err(failure) => {
+            running.kill();
+            Err(record(inner, &id, failure))
+        }
+    }
+}
+
+pub(crate) fn timed_out(inner: &Inner) -> Failure {
+    let limit = inner.config.limits.time_ms;
+    Failure::limit(ProblemKind::TimedOut, Limit::TimeMs, format!("limit time_ms ({limit}) reached: request ended"))
+}
+
+fn check_response(inner: &Inner, mut response: http::Response<WasiBody>) -> Result<http::Response<WasiBody>, Failure> {
+    // A guest must not speak in the platform's name.
+    strip_internal(response.headers_mut());
+    let limit = inner.config.limits.response_body_bytes;
+    match content_length(response.headers()) {
+        Some(length) if length > limit.0 => {
+            let detail = format!("limit response_body_bytes ({limit}) reached: the body has {}", ByteCount(length));
+            Err(Failure::limit(ProblemKind::GuestFailed, Limit::ResponseBodyBytes, detail))
+        }
+        _ => Ok(response),
+    }
+}
+
+/// Everything that a sandbox does for one request, from its making to its end.
+async fn work(
+    inner: Arc<Inner>,
+    idle: Option<Sandbox>,
+    meter: Arc<CpuMeter>,
+    log: Arc<SandboxLog>,
+    request: http::Request<WasiBody>,
+    answer: oneshot::Sender<Answer>,
+) -> Result<(), Failure> {
+    let mut sandbox = match idle {
+        Some(sandbox) => sandbox,
+        None => match Sandbox::new(&inner, Arc::clone(&meter), Arc::clone(&log)).await {
+            Ok(sandbox) => sandbox,
+            Err(NoSandbox::Limit(limit)) => return Err(no_memory(&inner, limit)),
+            Err(NoSandbox::Guest(e)) => return Err(explain(&inner, &meter, None, &e)),
+        },
+    };
+    sandbox.requests += 1;
+    let result = call(&mut sandbox, request, answer).await;
+    log.flush();
+    let fired = sandbox.store.data_mut().limiter.fired.take();
+    match result {
+        Ok(()) => {
+            if let Some(limit) = fired {
+                // The guest got on without the memory; whoever tunes its limits wants to know.
+                inner.limits.count(limit);
+                log.platform(&format!("limit {} reached: memory growth was refused", named(&inner, limit)));
+            }
+            inner.recycle(sandbox);
+            Ok(())
+        }
+        Err(e) => Err(explain(&inner, &meter, fired, &e)),
+    }
+}
+
+async fn call(
+    sandbox: &mut Sandbox,
+    request: http::Request<WasiBody>,
+    answer: oneshot::Sender<Answer>,
+) -> wasmtime::Result<()> {
+    let Sandbox { store, proxy, .. } = sandbox;
+    match proxy {
+        Proxy::P2(proxy) => {
+            let mut http = store.data_mut().http();
+            let request = http.new_incoming_request(Scheme::Http, request)?;
+            let out = http.new_response_outparam_from_callback(move |value| {
+                // The client may be gone.
+                let _ = answer.send(value.map_err(|code| format!("the guest answered with the error {code:?}")));
+            })?;
+            proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, out).await
+        }
+        Proxy::P3(service) => {
+            let mut request = request;
+            if request.uri().scheme().is_none() {
+                *request.uri_mut() = absolute(request.uri(), request.headers())?;
+            }
+            let (request, sent) = wasmtime_wasi_http::p3::Request::from_http(store.data_mut().http().hooks, request);
+            store
+                .run_concurrent(async |accessor| {
+                    let reply = match service.handle(accessor, request).await? {
+                        Ok(response) => Ok(accessor.with(|store| response.into_http(store, sent))?),
+                        Err(code) => Err(format!("the guest answered with the error {code:?}")),
+                    };
+                    // The client may be gone.
+                    let _ = answer.send(reply);
+                    // The response's body, and whatever the guest does after it.
+                    std::future::poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+                    wasmtime::Result::Ok(())
+                })
+                .await?
+        }
+    }
+}
+
+/// WASI 0.3 takes scheme and authority from the URI, which in HTTP/1.1 has a path only.
+fn absolute(uri: &http::Uri, headers: &HeaderMap) -> wasmtime::Result<http::Uri> {
+    let mut parts = uri.clone().into_parts();
+    parts.scheme = Some(http::uri::Scheme::HTTP);
+    if parts.authority.is_none() {
+        let host = headers.get(HOST).map_or("localhost", |h| h.to_str().unwrap_or("localhost"));
+        parts.authority = Some(host.parse()?);
+    }
+    if parts.path_and_query.is_none() {
+        parts.path_and_query = Some(http::uri::PathAndQuery::from_static("/"));
+    }
+    Ok(http::Uri::from_parts(parts)?)
+}
+
+/// A limit with its value, for people.
+fn named(inner: &Inner, limit: Limit) -> String {
+    let limits = &inner.config.limits;
+    match limit {
+        Limit::MemoryBytes => format!("memory_bytes ({})", limits.memory_bytes),
+        Limit::InstanceMemoryBytes => format!("instance_memory_bytes ({})", limits.instance_memory_bytes),
+        other => other.name().into(),
+    }
+}
+
+/// There was no room for a sandbox.
+fn no_memory(inner: &Inner, limit: Limit) -> Failure {
+    let detail = format!("limit {} reached: no sandbox could be made", named(inner, limit));
+    let kind = match limit {
+        Limit::InstanceMemoryBytes => ProblemKind::MemoryExhausted,
+        Limit::HostSandboxes => ProblemKind::Unavailable,
+        // The component asks for more than its own limit: it fails everywhere.
+        _ => ProblemKind::GuestFailed,
+    };
+    Failure { kind, limit: Some(limit), not_started: kind != ProblemKind::GuestFailed, detail, reason: None }
+}
+
+/// Why guest code ended.
+fn explain(inner: &Inner, meter: &CpuMeter, fired: Option<Limit>, error: &wasmtime::Error) -> Failure {
+    if meter.exhausted() {
+        let detail = format!("limit cpu_ms ({}) reached: request ended", inner.config.limits.cpu_ms);
+        return Failure::limit(ProblemKind::CpuExhausted, Limit::CpuMs, detail);
+    }
+    if let Some(I32Exit(code)) = error.downcast_ref() {
+        return Failure::guest(format!("the guest ended its process with status {code}"));
+    }
+    let reason = format!("the guest trapped: {error:#}");
+    match fired {
+        Some(limit) => {
+            let kind = match limit {
+                Limit::InstanceMemoryBytes => ProblemKind::MemoryExhausted,
+                _ => ProblemKind::GuestFailed,
+            };
+            let detail = format!("limit {} reached: the app failed on this request", named(inner, limit));
+            let reason = Some(format!("{detail}\n{reason}"));
+            Failure { kind, limit: Some(limit), not_started: false, detail, reason }
+        }
+        None => Failure::guest(reason),
+    }
+}

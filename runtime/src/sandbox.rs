@@ -1,0 +1,175 @@
+//! A sandbox: one store with one component instance in it, and all that belongs to it. It dies with
+//! this value; what it used goes back to the pool and to the totals.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use marcato_api::LogStream;
+use wasmtime::component::{Linker, ResourceTable};
+use wasmtime::{PoolConcurrencyLimitError, Store, UpdateDeadline};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView, p2, p3};
+
+use crate::egress::Hooks;
+use crate::engine::Machine;
+use crate::instance::Inner;
+use crate::limits::{CpuMeter, Limit, SandboxLimiter};
+use crate::logs::{GuestStream, SandboxLog};
+use crate::services::Services;
+
+/// Handles that a guest may hold: resources of the host and of component instances.
+const HANDLES: usize = 10_000;
+
+/// Bytes that one call may carry from guest to host.
+const HOSTCALL_BYTES: usize = 32 << 20;
+
+/// Longest run of random bytes in one call.
+const RANDOM_BYTES: u64 = 1 << 20;
+
+/// A sandbox counts as live as long as this lives.
+struct Live(Arc<Machine>);
+
+impl Live {
+    fn new(machine: Arc<Machine>) -> Self {
+        machine.enter();
+        Self(machine)
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+/// The data of a sandbox's store.
+pub(crate) struct Host {
+    pub(crate) table: ResourceTable,
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    hooks: Hooks,
+    pub(crate) limiter: SandboxLimiter,
+    pub(crate) meter: Arc<CpuMeter>,
+    pub(crate) log: Arc<SandboxLog>,
+    pub(crate) services: Arc<Services>,
+    pub(crate) env: Arc<[(String, String)]>,
+    _live: Live,
+}
+
+impl WasiView for Host {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for Host {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { hooks: &mut self.hooks, table: &mut self.table, ctx: &mut self.http }
+    }
+}
+
+/// Links every interface that the platform has.
+pub(crate) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
+    wasmtime_wasi::p3::add_to_linker(linker)?;
+    wasmtime_wasi_http::p3::add_to_linker(linker)?;
+    crate::services::link(linker)
+}
+
+/// The CPU budget is used up.
+#[derive(Debug, thiserror::Error)]
+#[error("limit cpu_ms reached")]
+pub(crate) struct CpuExhausted;
+
+/// A live sandbox.
+pub(crate) struct Sandbox {
+    pub(crate) store: Store<Host>,
+    pub(crate) proxy: Proxy,
+    /// Requests that it has taken.
+    pub(crate) requests: u32,
+}
+
+/// Why there is no sandbox.
+pub(crate) enum NoSandbox {
+    /// A limit on memory fired before any guest code ran.
+    Limit(Limit),
+    /// The guest's start-up code failed.
+    Guest(wasmtime::Error),
+}
+
+impl Sandbox {
+    /// Makes a store and instantiates the component in it.
+    pub(crate) async fn new(inner: &Inner, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -> Result<Self, NoSandbox> {
+        let mut store = Store::new(&inner.machine.engine, host(inner, meter, log));
+        store.limiter(|host| &mut host.limiter);
+        store.set_hostcall_fuel(HOSTCALL_BYTES);
+        store.set_max_component_handles(HANDLES);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(|store| {
+            if store.data().meter.check() {
+                return Err(wasmtime::Error::new(CpuExhausted));
+            }
+            Ok(UpdateDeadline::Yield(1))
+        });
+        inner.counters.sandboxes.fetch_add(1, Ordering::Relaxed);
+        match inner.pre.instantiate(&mut store).await {
+            Ok(proxy) => Ok(Self { store, proxy, requests: 0 }),
+            Err(e) if e.is::<PoolConcurrencyLimitError>() => Err(NoSandbox::Limit(Limit::HostSandboxes)),
+            Err(e) => match store.data_mut().limiter.fired.take() {
+                Some(limit) => Err(NoSandbox::Limit(limit)),
+                None => Err(NoSandbox::Guest(e)),
+            },
+        }
+    }
+}
+
+fn host(inner: &Inner, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -> Host {
+    let mut wasi = WasiCtxBuilder::new();
+    wasi.envs(&inner.env)
+        .stdout(GuestStream { log: Arc::clone(&log), stream: LogStream::Stdout })
+        .stderr(GuestStream { log: Arc::clone(&log), stream: LogStream::Stderr })
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .max_random_size(RANDOM_BYTES);
+    let mut table = ResourceTable::new();
+    table.set_max_capacity(HANDLES);
+    Host {
+        table,
+        wasi: wasi.build(),
+        http: WasiHttpCtx::new(),
+        hooks: Hooks { egress: Arc::clone(&inner.egress), log: Arc::clone(&log) },
+        limiter: SandboxLimiter::new(
+            inner.config.limits.memory_bytes.0,
+            Arc::clone(&inner.memory),
+            Arc::clone(&inner.machine.totals),
+        ),
+        meter,
+        log,
+        services: Arc::clone(&inner.services),
+        env: Arc::clone(&inner.env),
+        _live: Live::new(Arc::clone(&inner.machine)),
+    }
+}
+
+/// A component, linked: WASI 0.3's handler when it has one, else 0.2's.
+pub(crate) enum Pre {
+    P2(p2::bindings::ProxyPre<Host>),
+    P3(p3::bindings::ServicePre<Host>),
+}
+
+/// A component, instantiated.
+pub(crate) enum Proxy {
+    P2(p2::bindings::Proxy),
+    P3(p3::bindings::Service),
+}
+
+impl Pre {
+    async fn instantiate(&self, store: &mut Store<Host>) -> wasmtime::Result<Proxy> {
+        Ok(match self {
+            Self::P2(pre) => Proxy::P2(pre.instantiate_async(store).await?),
+            Self::P3(pre) => Proxy::P3(pre.instantiate_async(store).await?),
+        })
+    }
+}

@@ -1,0 +1,90 @@
+//! Components of other toolchains and of both ABIs run unchanged; a sandbox is fresh unless reuse was
+//! asked for.
+
+use anyhow::Result;
+use http::Method;
+use marcato_tests::{Deploy, full, guest, guest_if_built};
+
+use crate::cluster;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wasi_0_3_component_serves_and_echoes() -> Result<()> {
+    let cluster = cluster(1).await?;
+    cluster.admin()?.deploy(&guest("guest-async")?, &Deploy::new("third")).await?;
+    let third = cluster.app("third")?;
+    assert_eq!(third.get("/").await?.text(), "hello from WASI 0.3\n");
+    let body = vec![42_u8; 3 << 20];
+    let echoed = third.request(Method::POST, "/echo", &[], full(body.clone())).await?;
+    assert_eq!(echoed.status, 200);
+    assert!(echoed.body == body, "{} of {} bytes came back", echoed.body.len(), body.len());
+    assert_eq!(third.get("/trap").await?.status, 500);
+    assert_eq!(third.get("/counter").await?.text(), "1\n", "a fresh sandbox each");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_is_fresh_unless_reuse_was_asked_for() -> Result<()> {
+    let cluster = cluster(1).await?;
+    let admin = cluster.admin()?;
+    let component = guest("guest-behaviour")?;
+    admin.deploy(&component, &Deploy::new("fresh")).await?;
+    let fresh = cluster.app("fresh")?;
+    for _ in 0..5 {
+        assert_eq!(fresh.get("/counter").await?.text(), "1\n");
+    }
+    let reused = Deploy::new("reused").with(|c| {
+        c.concurrency = 1;
+        c.reuse.max_requests = 3;
+        c.reuse.idle_ms = marcato_api::Millis::secs(60);
+    });
+    admin.deploy(&component, &reused).await?;
+    let reused = cluster.app("reused")?;
+    let mut seen = Vec::new();
+    for _ in 0..7 {
+        seen.push(reused.get("/counter").await?.text().trim().to_owned());
+    }
+    assert!(seen.contains(&"3".to_owned()), "it is reused: {seen:?}");
+    assert!(!seen.contains(&"4".to_owned()), "but not more often than allowed: {seen:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reused_wasi_0_3_sandbox_serves_many_at_once() -> Result<()> {
+    let cluster = cluster(1).await?;
+    let deploy = Deploy::new("many").with(|c| {
+        c.reuse.max_requests = 1000;
+        c.reuse.concurrent = 16;
+        c.reuse.idle_ms = marcato_api::Millis::secs(60);
+    });
+    cluster.admin()?.deploy(&guest("guest-async")?, &deploy).await?;
+    let many = cluster.app("many")?;
+    let answers = futures::future::try_join_all((0..16).map(|_| many.get("/sleep"))).await?;
+    assert!(answers.iter().all(|a| a.status == 200), "{answers:?}");
+    let most = answers.iter().filter_map(|a| a.text().trim().parse::<u32>().ok()).max();
+    assert!(most > Some(1), "requests met in one sandbox: {most:?}");
+    Ok(())
+}
+
+/// 13 MB, SpiderMonkey inside: compiled at push in its child process, not on the request path.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_javascript_component_runs_unchanged() -> Result<()> {
+    let component = match guest_if_built("guest-javascript") {
+        Ok(path) => path,
+        Err(reason) => {
+            println!("SKIPPED: no JavaScript component: {reason}");
+            return Ok(());
+        }
+    };
+    let size = std::fs::metadata(&component)?.len();
+    assert!(size > 10_000_000, "it is a real one: {size} bytes");
+    let cluster = cluster(1).await?;
+    cluster.admin()?.deploy(&component, &Deploy::new("script")).await?;
+    let script = cluster.app("script")?;
+    assert_eq!(script.get("/").await?.text(), "hello from JavaScript\n");
+    let json: serde_json::Value = serde_json::from_slice(&script.get("/json?a=1").await?.body)?;
+    assert_eq!(json["query"]["a"], "1");
+    let echoed = script.request(Method::POST, "/echo", &[], full("zurück")).await?;
+    assert_eq!(echoed.text(), "zurück");
+    assert_eq!(script.get("/throw").await?.status, 500);
+    Ok(())
+}
