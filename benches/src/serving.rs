@@ -84,24 +84,17 @@ pub async fn health_session(marcato: &Marcato, health: &Path) -> Result<Subject>
     Ok(subject)
 }
 
-/// Makes the first account by the one-time link, logs in, gives the session cookie.
+/// Makes the first account by the one-time link, logs in, loads the demo records; gives the session cookie.
 async fn sign_up(target: &Target, setup_token: &str) -> Result<String> {
     let password = "a-long-enough-Passw0rd!";
     let mut jar = Jar::default();
+    let account = [("name", "bench"), ("password", password), ("repeat", password)];
     let page = jar.get(target, &format!("/setup?token={setup_token}")).await?;
-    let fields = [
-        ("token", setup_token),
-        ("username", "bench"),
-        ("name", "Bench"),
-        ("password", password),
-        ("confirm", password),
-        ("demo", "1"),
-    ];
-    jar.post(target, "/setup", &page, &fields).await?;
-    if !jar.has_session {
-        let page = jar.get(target, "/login").await?;
-        jar.post(target, "/login", &page, &[("username", "bench"), ("password", password)]).await?;
-    }
+    jar.post(target, "/setup", &page, &account).await?;
+    let page = jar.get(target, "/login").await?;
+    jar.post(target, "/login", &page, &account[..2]).await?;
+    let page = jar.get(target, "/users").await?;
+    jar.post(target, "/demo", &page, &[]).await?;
     Ok(jar.header())
 }
 
@@ -109,7 +102,6 @@ async fn sign_up(target: &Target, setup_token: &str) -> Result<String> {
 #[derive(Default)]
 struct Jar {
     cookies: std::collections::BTreeMap<String, String>,
-    has_session: bool,
 }
 
 impl Jar {
@@ -121,7 +113,6 @@ impl Jar {
         for value in answer.headers.get_all("set-cookie").iter().filter_map(|v| v.to_str().ok()) {
             let pair = value.split(';').next().unwrap_or_default();
             if let Some((name, value)) = pair.split_once('=') {
-                self.has_session |= name.contains("session");
                 self.cookies.insert(name.to_owned(), value.to_owned());
             }
         }
@@ -159,7 +150,6 @@ fn hidden(page: &str) -> Vec<(String, String)> {
         .skip(1)
         .filter(|tag| tag.contains("type=\"hidden\""))
         .filter_map(|tag| Some((attribute(tag, "name")?, attribute(tag, "value")?)))
-        .filter(|(name, _)| name != "token")
         .collect()
 }
 

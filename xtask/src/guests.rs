@@ -82,7 +82,7 @@ pub(crate) fn guest_cargo(toolchain: &Toolchain) -> Command {
     if let Some(rustc) = &toolchain.rustc {
         command.env("RUSTC", rustc);
     }
-    command.env("CARGO_TARGET_DIR", folder().join("build"));
+    command.env("CARGO_TARGET_DIR", folder());
     command
 }
 
@@ -110,7 +110,7 @@ pub(crate) fn rust_components(toolchain: &Toolchain) -> Result<Vec<PathBuf>> {
         command.args(["-p", package.name.as_str()]);
     }
     run(&mut command)?;
-    let output = folder().join("build").join(TARGET).join("guest");
+    let output = folder().join(TARGET).join("guest");
     packages
         .iter()
         .map(|package| {

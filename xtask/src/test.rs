@@ -38,6 +38,8 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
             .env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     step("marcato", build_binary)?;
+    // Its pages and forms are plain code: they are tested on this machine, without a sandbox.
+    step("tests of the health application", || run(cargo().args(["test", "--quiet", "--locked", "-p", "health"])))?;
     // Last, so that cargo's closing lines close the run.
     step("tests", || run(test_command(&host_selection()?).arg("--no-fail-fast")))?;
     println!("xtask: all steps passed in {} s", begin.elapsed().as_secs());
@@ -76,10 +78,10 @@ fn clippy_guests() -> Result<()> {
         .args(["--", "-D", "warnings"]))
 }
 
-/// The binary that integration tests start. The whole selection is built, so that features are those
-/// of the test run and nothing is compiled twice.
+/// The binary that integration tests start, together with the tests: one selection and one set of
+/// features, so that nothing is compiled twice.
 fn build_binary() -> Result<()> {
-    run(cargo().args(["build", "--quiet", "--locked"]).args(host_selection()?))
+    run(cargo().args(["build", "--quiet", "--locked", "--bins", "--tests"]).args(host_selection()?))
 }
 
 fn test_command(selection: &[String]) -> Command {
