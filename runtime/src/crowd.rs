@@ -1,3 +1,8 @@
+//! Shared sandboxes: several requests at once in one store, for WASI 0.3 components that ask for it.
+//!
+//! Owns: which sandbox takes a request, and when a shared one ends. Does not own: making a sandbox (`sandbox`) nor
+//! admission (`instance`). Flow: instance -> here -> guest; one task per shared sandbox drives it.
+
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
