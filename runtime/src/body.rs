@@ -4,11 +4,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Empty};
 use marcato_api::ProblemKind;
 use tokio::time::{Instant, Sleep, sleep_until};
 use wasmtime_wasi_http::{Error, WasiBody};
@@ -99,7 +100,11 @@ impl GuestBody {
             Poll::Ready(Some(Err(e))) => self.fail_with(format!("the guest's response body failed: {e}")),
             Poll::Ready(None) => {
                 self.ended = true;
-                Poll::Ready(None)
+                // The sandbox may have waited for just this.
+                match self.running.as_mut().map(|running| running.poll(cx)) {
+                    Some(Poll::Ready(Err(failure))) => self.fail(failure),
+                    _ => Poll::Ready(None),
+                }
             }
             Poll::Pending => {
                 ready!(self.timer.as_mut().poll(cx));
@@ -156,6 +161,16 @@ impl Drop for GuestBody {
         if !whole || running.is_done() {
             return;
         }
+        self.body = Empty::new().map_err(|e| match e {}).boxed_unsync();
+        match running.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => return,
+            Poll::Ready(Err(failure)) => {
+                // Nobody waits for the error: it is logged and counted.
+                let _ = invoke::record(running.inner(), &self.request_id, failure);
+                return;
+            }
+            Poll::Pending => {}
+        }
         // The client has its response; the guest may finish what it began, until the request's time is over.
         let (inner, id, deadline) = (Arc::clone(running.inner()), Arc::clone(&self.request_id), self.deadline);
         let tracker = inner.afterwork.clone();
@@ -173,6 +188,39 @@ impl Drop for GuestBody {
             // Nobody waits for the error: it is logged and counted.
             let _ = invoke::record(&inner, &id, failure);
         });
+    }
+}
+
+/// A body that drops a sender at its end.
+pub(crate) struct WatchedBody {
+    body: WasiBody,
+    done: Option<futures::channel::oneshot::Sender<()>>,
+}
+
+impl WatchedBody {
+    pub(crate) fn new(body: WasiBody, done: futures::channel::oneshot::Sender<()>) -> Self {
+        Self { body, done: Some(done) }
+    }
+}
+
+impl Body for WatchedBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
+            self.done = None;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
@@ -26,6 +27,9 @@ const CONNECTIONS: usize = 256;
 /// How long a connection, and the first byte of a response, may take when the guest does not say.
 /// The request's own time limit ends them anyway.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the body of a refused request is still read.
+const REFUSED_BODY: Duration = Duration::from_secs(1);
 
 /// A host that is allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +133,37 @@ async fn send(
     request: http::Request<WasiBody>,
     options: RequestOptions,
 ) -> Result<Sent, Error> {
-    let uri = request.uri();
+    let (stream, permit) = match open(egress, log, request.uri(), options).await {
+        Ok(open) => open,
+        Err(error) => {
+            // A guest that still writes the body would see the body fail, and not why.
+            let _ = tokio::time::timeout(REFUSED_BODY, discard(request.into_body())).await;
+            return Err(error);
+        }
+    };
+    let first_byte = options.first_byte_timeout.unwrap_or(TIMEOUT);
+    match stream {
+        Stream::Plain(stream) => exchange(stream, request, first_byte, permit).await,
+        Stream::Tls(stream) => exchange(*stream, request, first_byte, permit).await,
+    }
+}
+
+async fn discard(mut body: WasiBody) {
+    while let Some(Ok(_)) = body.frame().await {}
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Checks whether the guest may ask this server, and connects.
+async fn open(
+    egress: &Egress,
+    log: &SandboxLog,
+    uri: &http::Uri,
+    options: RequestOptions,
+) -> Result<(Stream, OwnedSemaphorePermit), Error> {
     let tls = match uri.scheme() {
         Some(scheme) if *scheme == Scheme::HTTP => false,
         Some(scheme) if *scheme == Scheme::HTTPS => true,
@@ -141,8 +175,8 @@ async fn send(
     }
     let default_port = if tls { 443 } else { 80 };
     let port = authority.port_u16().unwrap_or(default_port);
-    let host = authority.host().to_owned();
-    if !egress.allows(&host, port, default_port) {
+    let host = authority.host();
+    if !egress.allows(host, port, default_port) {
         log.platform(&format!("outbound request to {host}:{port} refused: it is not in allowed_outbound_hosts"));
         return Err(Error::HttpRequestDenied);
     }
@@ -152,27 +186,26 @@ async fn send(
         return Err(Error::ConnectionLimitReached);
     };
     let timeout = options.connect_timeout.unwrap_or(TIMEOUT);
-    let stream = tokio::time::timeout(timeout, connect(egress, log, &host, port))
-        .await
-        .map_err(|_| Error::ConnectionTimeout)??;
-    let first_byte = options.first_byte_timeout.unwrap_or(TIMEOUT);
-    if tls {
-        let name = ServerName::try_from(host.trim_start_matches('[').trim_end_matches(']').to_owned())
-            .map_err(|_| Error::HttpRequestUriInvalid)?;
-        let stream = tokio::time::timeout(timeout, TlsConnector::from(tls_config()?).connect(name, stream))
-            .await
-            .map_err(|_| Error::ConnectionTimeout)?
-            .map_err(Error::Tls)?;
-        exchange(stream, request, first_byte, permit).await
-    } else {
-        exchange(stream, request, first_byte, permit).await
-    }
+    let connected = tokio::time::timeout(timeout, async {
+        let stream = connect(egress, log, host, port).await?;
+        if !tls {
+            return Ok::<_, Error>(Stream::Plain(stream));
+        }
+        let name = ServerName::try_from(bare(host).to_owned()).map_err(|_| Error::HttpRequestUriInvalid)?;
+        let stream = TlsConnector::from(tls_config()?).connect(name, stream).await.map_err(Error::Tls)?;
+        Ok(Stream::Tls(Box::new(stream)))
+    });
+    Ok((connected.await.map_err(|_| Error::ConnectionTimeout)??, permit))
+}
+
+/// An address in a URI without its brackets.
+fn bare(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 /// Resolves and connects, to addresses that a guest may reach only.
 async fn connect(egress: &Egress, log: &SandboxLog, host: &str, port: u16) -> Result<TcpStream, Error> {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((bare, port))
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((bare(host), port))
         .await
         .map_err(|_| Error::DnsError { rcode: None, info_code: None })?
         .take(16)

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::body::{RequestBody, ResponseBody};
 use crate::config::InstanceSetup;
+use crate::crowd::Crowd;
 use crate::egress::Egress;
 use crate::engine::Machine;
 use crate::error::{InvokeError, StartError};
@@ -54,6 +55,7 @@ pub(crate) struct Inner {
     pub(crate) limits: Arc<LimitCounters>,
     pub(crate) log: Arc<InstanceLog>,
     pub(crate) counters: Counters,
+    pub(crate) crowd: Crowd,
     /// Guests that work on after their response; each is bounded by its request's deadline.
     pub(crate) afterwork: TaskTracker,
     places: Arc<Semaphore>,
@@ -116,6 +118,7 @@ impl Instance {
             log: Arc::new(InstanceLog::new(logs, Arc::clone(&limits))),
             limits,
             counters: Counters::default(),
+            crowd: Crowd::default(),
             afterwork: TaskTracker::new(),
             places: Arc::new(Semaphore::new(config.concurrency as usize)),
             in_flight: AtomicU32::new(0),

@@ -9,30 +9,39 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
+use futures::channel::oneshot;
+use futures::future::BoxFuture;
 use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::BodyExt as _;
 use marcato_api::{Bytes as ByteCount, ProblemKind, headers as names};
-use tokio::sync::oneshot;
 use tokio::time::Instant;
+use wasmtime::component::Accessor;
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
-use wasmtime_wasi_http::{WasiBody, WasiHttpView};
+use wasmtime_wasi_http::p3::bindings::Service;
+use wasmtime_wasi_http::{WasiBody, WasiHttpView, p3};
 
-use crate::body::{GuestBody, RequestBody, ResponseBody, UploadBody};
+use crate::body::{GuestBody, RequestBody, ResponseBody, UploadBody, WatchedBody};
+use crate::crowd;
 use crate::error::InvokeError;
 use crate::instance::{Inner, Ticket};
 use crate::limits::{CpuMeter, Limit};
 use crate::logs::SandboxLog;
-use crate::sandbox::{NoSandbox, Proxy, Sandbox};
+use crate::sandbox::{Host, NoSandbox, Proxy, Sandbox};
 
 /// The head of a guest's answer; an error is what the guest said went wrong.
 type Answer = Result<http::Response<WasiBody>, String>;
+
+/// Where it goes. Not tokio's: its receiver may say "not yet" of what is there, when the task has used
+/// its turn up, and that would look like a guest that ended without an answer.
+pub(crate) type AnswerSender = oneshot::Sender<Answer>;
 
 /// Lines of a trap's explanation that reach the log.
 const TRAP_LINES: usize = 16;
 
 /// Why a request failed.
+#[derive(Clone)]
 pub(crate) struct Failure {
     pub(crate) kind: ProblemKind,
     pub(crate) limit: Option<Limit>,
@@ -44,7 +53,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    fn guest(reason: String) -> Self {
+    pub(crate) fn guest(reason: String) -> Self {
         Self {
             kind: ProblemKind::GuestFailed,
             limit: None,
@@ -101,16 +110,19 @@ pub(crate) struct Running {
     work: Option<Work>,
     meter: Arc<CpuMeter>,
     used_before_ns: u64,
+    /// Tells a shared sandbox that the response is out.
+    finished: Option<Arc<AtomicBool>>,
     _ticket: Ticket,
 }
 
 impl Running {
-    fn new(
-        inner: &Arc<Inner>,
-        ticket: Ticket,
-        request: http::Request<WasiBody>,
-        answer: oneshot::Sender<Answer>,
-    ) -> Self {
+    fn new(inner: &Arc<Inner>, ticket: Ticket, request: http::Request<WasiBody>, answer: AnswerSender) -> Self {
+        if crowd::is_shared(inner) {
+            let (work, finished) = inner.crowd.enter(inner, request, answer);
+            let (inner, meter) = (Arc::clone(inner), Arc::default());
+            let work: Option<Work> = Some(Box::pin(work));
+            return Self { inner, work, meter, used_before_ns: 0, finished: Some(finished), _ticket: ticket };
+        }
         let id: Arc<str> = request_id(request.headers()).into();
         let idle = inner.take_idle();
         let (meter, log) = match &idle {
@@ -124,7 +136,7 @@ impl Running {
         meter.grant(inner.config.limits.cpu_ms.0.saturating_mul(1_000_000));
         let work = Box::pin(work(Arc::clone(inner), idle, Arc::clone(&meter), log, request, answer));
         let used_before_ns = meter.used_ns();
-        Self { inner: Arc::clone(inner), work: Some(work), meter, used_before_ns, _ticket: ticket }
+        Self { inner: Arc::clone(inner), work: Some(work), meter, used_before_ns, finished: None, _ticket: ticket }
     }
 
     /// Lets the sandbox run. Ready when it is done with the request; then it is gone or kept for another.
@@ -142,7 +154,12 @@ impl Running {
         self.work = None;
     }
 
+    /// The whole response is out. True when there is nothing left to wait for.
     pub(crate) fn is_done(&self) -> bool {
+        if let Some(finished) = &self.finished {
+            finished.store(true, Ordering::SeqCst);
+            return true;
+        }
         self.work.is_none()
     }
 
@@ -255,27 +272,20 @@ async fn work(
     meter: Arc<CpuMeter>,
     log: Arc<SandboxLog>,
     request: http::Request<WasiBody>,
-    answer: oneshot::Sender<Answer>,
+    answer: AnswerSender,
 ) -> Result<(), Failure> {
     let mut sandbox = match idle {
         Some(sandbox) => sandbox,
-        None => match Sandbox::new(&inner, Arc::clone(&meter), Arc::clone(&log)).await {
-            Ok(sandbox) => sandbox,
-            Err(NoSandbox::Limit(limit)) => return Err(no_memory(&inner, limit)),
-            Err(NoSandbox::Guest(e)) => return Err(explain(&inner, &meter, None, &e)),
-        },
+        None => new_sandbox(&inner, &meter, &log).await?,
     };
     sandbox.requests += 1;
-    let result = call(&mut sandbox, request, answer).await;
+    let keep = sandbox.requests < inner.config.reuse.max_requests;
+    let result = call(&mut sandbox, keep, request, answer).await;
     log.flush();
     let fired = sandbox.store.data_mut().limiter.fired.take();
     match result {
         Ok(()) => {
-            if let Some(limit) = fired {
-                // The guest got on without the memory; whoever tunes its limits wants to know.
-                inner.limits.count(limit);
-                log.platform(&format!("limit {} reached: memory growth was refused", named(&inner, limit)));
-            }
+            note_growth(&inner, &log, fired);
             inner.recycle(sandbox);
             Ok(())
         }
@@ -283,10 +293,33 @@ async fn work(
     }
 }
 
+/// A fresh sandbox, or why there is none.
+pub(crate) async fn new_sandbox(
+    inner: &Inner,
+    meter: &Arc<CpuMeter>,
+    log: &Arc<SandboxLog>,
+) -> Result<Sandbox, Failure> {
+    Sandbox::new(inner, Arc::clone(meter), Arc::clone(log)).await.map_err(|why| match why {
+        NoSandbox::Limit(limit) => no_memory(inner, limit),
+        NoSandbox::Guest(e) => explain(inner, meter, None, &e),
+    })
+}
+
+/// The guest got on without the memory; whoever tunes its limits wants to know.
+pub(crate) fn note_growth(inner: &Inner, log: &SandboxLog, fired: Option<Limit>) {
+    if let Some(limit) = fired {
+        inner.limits.count(limit);
+        log.platform(&format!("limit {} reached: memory growth was refused", named(inner, limit)));
+    }
+}
+
+/// Calls the handler; returns when the guest is done. A sandbox that is to be kept is not done before
+/// its response's body has gone out.
 async fn call(
     sandbox: &mut Sandbox,
+    keep: bool,
     request: http::Request<WasiBody>,
-    answer: oneshot::Sender<Answer>,
+    answer: AnswerSender,
 ) -> wasmtime::Result<()> {
     let Sandbox { store, proxy, .. } = sandbox;
     match proxy {
@@ -300,26 +333,51 @@ async fn call(
             proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, out).await
         }
         Proxy::P3(service) => {
-            let mut request = request;
-            if request.uri().scheme().is_none() {
-                *request.uri_mut() = absolute(request.uri(), request.headers())?;
-            }
-            let (request, sent) = wasmtime_wasi_http::p3::Request::from_http(store.data_mut().http().hooks, request);
             store
                 .run_concurrent(async |accessor| {
-                    let reply = match service.handle(accessor, request).await? {
-                        Ok(response) => Ok(accessor.with(|store| response.into_http(store, sent))?),
-                        Err(code) => Err(format!("the guest answered with the error {code:?}")),
-                    };
-                    // The client may be gone.
-                    let _ = answer.send(reply);
+                    let sent_all = exchange(accessor, service, request, answer).await?;
                     // The response's body, and whatever the guest does after it.
                     std::future::poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+                    if keep {
+                        // Ends with an error when the body is dropped, which is as good.
+                        let _ = sent_all.await;
+                    }
                     wasmtime::Result::Ok(())
                 })
                 .await?
         }
     }
+}
+
+/// Has a WASI 0.3 handler answer. Gives what resolves when the response's body has gone out.
+pub(crate) async fn exchange(
+    accessor: &Accessor<Host>,
+    service: &Service,
+    mut request: http::Request<WasiBody>,
+    answer: AnswerSender,
+) -> wasmtime::Result<oneshot::Receiver<()>> {
+    if request.uri().scheme().is_none() {
+        *request.uri_mut() = absolute(request.uri(), request.headers())?;
+    }
+    let (request, sent) = accessor.with(|mut store| {
+        let (request, sent) = p3::Request::from_http(store.data_mut().http().hooks, request);
+        // Boxed, for its type would borrow the store.
+        (request, Box::pin(sent) as BoxFuture<'static, Result<(), wasmtime_wasi_http::Error>>)
+    });
+    let reply = match service.handle(accessor, request).await? {
+        Ok(response) => Ok(accessor.with(|store| response.into_http(store, sent))?),
+        Err(code) => Err(format!("the guest answered with the error {code:?}")),
+    };
+    let (reply, sent_all) = watched(reply);
+    // The client may be gone.
+    let _ = answer.send(reply);
+    Ok(sent_all)
+}
+
+/// The answer with a body that tells when it is at its end or dropped.
+fn watched(answer: Answer) -> (Answer, oneshot::Receiver<()>) {
+    let (tx, rx) = oneshot::channel();
+    (answer.map(|response| response.map(|body| WatchedBody::new(body, tx).boxed_unsync())), rx)
 }
 
 /// WASI 0.3 takes scheme and authority from the URI, which in HTTP/1.1 has a path only.
@@ -359,7 +417,7 @@ fn no_memory(inner: &Inner, limit: Limit) -> Failure {
 }
 
 /// Why guest code ended.
-fn explain(inner: &Inner, meter: &CpuMeter, fired: Option<Limit>, error: &wasmtime::Error) -> Failure {
+pub(crate) fn explain(inner: &Inner, meter: &CpuMeter, fired: Option<Limit>, error: &wasmtime::Error) -> Failure {
     if meter.exhausted() {
         let detail = format!("limit cpu_ms ({}) reached: request ended", inner.config.limits.cpu_ms);
         return Failure::limit(ProblemKind::CpuExhausted, Limit::CpuMs, detail);

@@ -9,6 +9,7 @@ mod artifact;
 mod body;
 mod compile;
 mod config;
+mod crowd;
 mod egress;
 mod engine;
 mod error;

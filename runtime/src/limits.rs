@@ -215,3 +215,6 @@ impl CpuMeter {
         self.used_ns.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use marcato_api::LogStream;
@@ -25,6 +25,9 @@ const BURST: u64 = 2 << 20;
 
 /// What the platform may add per second, so that a limit that fires at every request floods nothing.
 const PLATFORM_PER_SECOND: u64 = 64 << 10;
+
+/// How often at most the log says that lines were dropped.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// What a line costs beside its text.
 const LINE_COST: u64 = 64;
@@ -69,6 +72,19 @@ struct Rate {
     platform: Bucket,
     dropped_lines: u64,
     dropped_bytes: u64,
+    reported_at: Option<Instant>,
+}
+
+impl Rate {
+    /// What was dropped, when it is time to tell.
+    fn due(&mut self, now: Instant) -> Option<(u64, u64)> {
+        let early = self.reported_at.is_some_and(|at| now.saturating_duration_since(at) < REPORT_EVERY);
+        if self.dropped_lines == 0 || early {
+            return None;
+        }
+        self.reported_at = Some(now);
+        Some((std::mem::take(&mut self.dropped_lines), std::mem::take(&mut self.dropped_bytes)))
+    }
 }
 
 /// The log of one instance.
@@ -86,6 +102,7 @@ impl InstanceLog {
             platform: Bucket::new(PLATFORM_PER_SECOND, PLATFORM_PER_SECOND, now),
             dropped_lines: 0,
             dropped_bytes: 0,
+            reported_at: None,
         };
         Self { sink, rate: Mutex::new(rate), counters }
     }
@@ -99,13 +116,10 @@ impl InstanceLog {
 
     /// A line of a guest, or nothing when the guests' rate is used up.
     pub(crate) fn guest(&self, request_id: &str, stream: LogStream, text: &str) {
-        let dropped = {
+        let now = Instant::now();
+        let due = {
             let mut rate = lock(&self.rate);
-            if rate.guest.take(text.len() as u64 + LINE_COST, Instant::now()) {
-                let dropped = (rate.dropped_lines, rate.dropped_bytes);
-                (rate.dropped_lines, rate.dropped_bytes) = (0, 0);
-                dropped
-            } else {
+            if !rate.guest.take(text.len() as u64 + LINE_COST, now) {
                 if rate.dropped_lines == 0 {
                     self.counters.count(Limit::LogRate);
                 }
@@ -113,30 +127,30 @@ impl InstanceLog {
                 rate.dropped_bytes += text.len() as u64;
                 return;
             }
+            rate.due(now)
         };
-        self.report(dropped);
+        self.report(due);
         self.sink.line(request_id, stream, text);
     }
 
     /// Tells what was dropped, when a request ends.
     pub(crate) fn report_dropped(&self) {
-        let dropped = {
-            let mut rate = lock(&self.rate);
-            if rate.dropped_lines == 0 || !rate.platform.take(LINE_COST, Instant::now()) {
-                return;
-            }
-            let dropped = (rate.dropped_lines, rate.dropped_bytes);
-            (rate.dropped_lines, rate.dropped_bytes) = (0, 0);
-            dropped
-        };
-        self.report(dropped);
+        let due = lock(&self.rate).due(Instant::now());
+        self.report(due);
     }
 
-    fn report(&self, (lines, bytes): (u64, u64)) {
-        if lines > 0 {
+    fn report(&self, due: Option<(u64, u64)>) {
+        if let Some((lines, bytes)) = due {
             let text = format!("limit log_rate (1 MiB/s) reached: {lines} lines ({bytes} bytes) were dropped");
             self.sink.line("", LogStream::Platform, &text);
         }
+    }
+}
+
+impl Drop for InstanceLog {
+    fn drop(&mut self) {
+        lock(&self.rate).reported_at = None;
+        self.report_dropped();
     }
 }
 
@@ -298,3 +312,6 @@ impl AsyncWrite for GuestStream {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests;

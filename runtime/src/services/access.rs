@@ -38,6 +38,7 @@ impl View<'_> {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "has the shape of its siblings, which consume the answer")]
 fn done(answer: AccessResponse) -> Option<()> {
     matches!(answer, AccessResponse::Done).then_some(())
 }

@@ -51,8 +51,12 @@ fn compiler_process() {
 
 impl Fixture {
     fn new() -> Self {
+        Self::sized(16)
+    }
+
+    fn sized(sandboxes: u32) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let pool = PoolConfig { keep_resident: ByteCount::kib(64), ..PoolConfig::for_host(16) };
+        let pool = PoolConfig { keep_resident: ByteCount::kib(64), ..PoolConfig::for_host(sandboxes) };
         let config = RuntimeConfig {
             cache_dir: dir.path().join("cache"),
             compiler: compiler(),
@@ -118,7 +122,8 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 async fn a_guest_answers_and_everything_is_given_back() {
     let f = Fixture::new();
     let instance = f.start(&guests::hello(), RevisionConfig::default()).await;
-    for _ in 0..3 {
+    // More than a task's cooperative budget, without a yield in between.
+    for _ in 0..300 {
         let response = instance.handle(request()).await.expect("an answer");
         assert_eq!(response.status(), 200);
         let body = response.into_body().collect().await.expect("a body").to_bytes();
@@ -127,7 +132,7 @@ async fn a_guest_answers_and_everything_is_given_back() {
     instance.idle().await;
     assert_eq!((instance.in_flight(), instance.queued()), (0, 0));
     let counters = instance.counters();
-    assert_eq!((counters.requests, counters.failures, counters.sandboxes), (3, 0, 3));
+    assert_eq!((counters.requests, counters.failures, counters.sandboxes), (300, 0, 300));
     assert!(counters.cpu_us > 0);
     let usage = f.runtime.usage();
     assert_eq!((usage.sandboxes, usage.sandbox_bytes), (0, ByteCount(0)));

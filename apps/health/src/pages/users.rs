@@ -13,6 +13,8 @@ use crate::problem::Problem;
 
 /// Users on a page.
 pub(crate) const PAGE: u32 = 10;
+/// A doctor's search looks through so many times 200 hits.
+const SEARCH_CHUNKS: u64 = 10;
 
 /// A line of the list. A doctor may have the list but not this record.
 pub(crate) struct ListRow {
@@ -30,19 +32,49 @@ pub(crate) fn find(app: &App, user: &User, query: &Fields) -> Result<Found, Prob
     let search = query.text("q");
     auth::require(app, user, &Wish { write: false, resource: REGISTER, subject: None, what: "list users" })?;
     let wanted = Some(search).filter(|s| !s.is_empty());
-    let page = app.register.list_subjects(None, wanted, access::page(query.page(), PAGE))?;
-    let mut rows = Vec::with_capacity(page.items.len());
-    for subject in page.items {
-        let visible = auth::may(app, user, false, &auth::resource_of(&subject))?;
-        rows.push(ListRow { subject, visible });
-    }
-    let range = range_text(query.page(), u64::from(PAGE), page.total);
+    let found = match wanted {
+        Some(text) if !user.is_admin() => search_readable(app, user, text, query.page())?,
+        _ => {
+            let page = app.register.list_subjects(None, wanted, access::page(query.page(), PAGE))?;
+            Found { rows: rows(app, user, page.items)?, total: page.total }
+        }
+    };
+    let range = range_text(query.page(), u64::from(PAGE), found.total);
     let detail = match wanted {
         Some(text) => format!("list of users, {range}, search {text:?}"),
         None => format!("list of users, {range}"),
     };
     app.register.record(user.name(), Change::Viewed, None, &detail)?;
-    Ok(Found { rows, total: page.total })
+    Ok(found)
+}
+
+fn rows(app: &App, user: &User, subjects: Vec<Subject>) -> Result<Vec<ListRow>, Problem> {
+    let row = |subject: Subject| {
+        let visible = auth::may(app, user, false, &auth::resource_of(&subject))?;
+        Ok(ListRow { subject, visible })
+    };
+    subjects.into_iter().map(row).collect()
+}
+
+/// A search finds only what the user may read: a hit would tell what a hidden record holds.
+fn search_readable(app: &App, user: &User, text: &str, page: u64) -> Result<Found, Problem> {
+    let mut readable = Vec::new();
+    for chunk in 1..=SEARCH_CHUNKS + 1 {
+        if chunk > SEARCH_CHUNKS {
+            return Err(Problem::Invalid(
+                "This search finds too many users. Please search for more than that.".to_owned(),
+            ));
+        }
+        let hits = app.register.list_subjects(None, Some(text), access::page(chunk, 200))?;
+        readable.extend(rows(app, user, hits.items)?.into_iter().filter(|row| row.visible));
+        if chunk * 200 >= hits.total {
+            break;
+        }
+    }
+    let total = readable.len() as u64;
+    let skip = usize::try_from((page - 1).saturating_mul(u64::from(PAGE))).unwrap_or(usize::MAX);
+    let rows = readable.into_iter().skip(skip).take(PAGE as usize).collect();
+    Ok(Found { rows, total })
 }
 
 /// One record, recorded as seen.

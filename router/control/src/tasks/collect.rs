@@ -29,8 +29,8 @@ pub(crate) async fn run(link: Arc<Link>, stop: CancellationToken) {
                 last_answer = Instant::now();
                 heard(&link, inventory);
             }
-            Ok(Err(problem)) => silent(&link, last_answer, problem.detail),
-            Err(_) => silent(&link, last_answer, format!("no answer within {ANSWER_WITHIN:?}")),
+            Ok(Err(problem)) => silent(&link, last_answer, &problem.detail),
+            Err(_) => silent(&link, last_answer, &format!("no answer within {ANSWER_WITHIN:?}")),
         }
         let pause = if link.shared.unsettled.load(Ordering::Relaxed) { EAGER } else { CALM };
         tokio::select! {
@@ -75,7 +75,7 @@ fn matter(inventory: &Inventory) -> impl PartialEq + use<> {
     (inventory.started_at, inventory.generation, inventory.capacity, inventory.components.clone(), instances, services)
 }
 
-fn silent(link: &Link, last_answer: Instant, error: String) {
+fn silent(link: &Link, last_answer: Instant, error: &str) {
     let suspected = last_answer.elapsed() > SUSPECTED_AFTER;
     let was = link.shared.tasks.observed.load().hosts.get(&link.id).map(|h| h.state);
     let falls = suspected && was == Some(HostState::Up);
@@ -84,7 +84,7 @@ fn silent(link: &Link, last_answer: Instant, error: String) {
     }
     link.shared.tasks.observed.update(|o| {
         if let Some(host) = o.hosts.get_mut(&link.id) {
-            host.error = Some(error.clone());
+            host.error = Some(error.to_owned());
             if falls {
                 host.state = HostState::Suspected;
             }

@@ -90,7 +90,7 @@ impl Conductor {
         }
         self.forget_services(&desired, &observed).await?;
         let unsettled = made.unsettled || !made.phases.is_empty();
-        self.carry_out(&inputs.apps, &desired, made);
+        self.carry_out(&inputs.apps, &desired, &made);
         Ok(Turn::Done { unsettled })
     }
 
@@ -106,9 +106,9 @@ impl Conductor {
     }
 
     /// The edge first, so that it has stopped sending to an instance before its host is told to drain it.
-    fn carry_out(&mut self, apps: &[AppInput], desired: &Desired, made: Plan) {
+    fn carry_out(&mut self, apps: &[AppInput], desired: &Desired, made: &Plan) {
         let tasks = &self.shared.tasks;
-        let table = specs(apps, &desired.hosts, &made);
+        let table = specs(apps, &desired.hosts, made);
         if self.published.as_ref() != Some(&table) {
             publish(tasks, table.clone());
             self.published = Some(table);

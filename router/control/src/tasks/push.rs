@@ -70,7 +70,8 @@ async fn push(link: &Link, wanted: &HostPlan, inventory: &Inventory, told: Optio
     for digest in digests.into_iter().filter(|d| !inventory.components.iter().any(|c| c.digest == **d)) {
         let missing = |why: String| Problem::new(ProblemKind::Unavailable, format!("component {digest}: {why}"));
         let found = link.shared.tasks.components.get(digest).await.map_err(|e| missing(e.to_string()))?;
-        let bytes = found.ok_or_else(|| missing("its bytes are gone from the component store; push it again".into()))?;
+        let bytes =
+            found.ok_or_else(|| missing("its bytes are gone from the component store; push it again".into()))?;
         link.client.put_component(digest, bytes.into()).await?;
     }
     let held = told.map_or(inventory.generation, |t| t.generation.max(inventory.generation));
