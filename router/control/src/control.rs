@@ -20,6 +20,7 @@ use crate::blobs::{BlobError, Blobs};
 use crate::ca::{Authority, CaError};
 use crate::files::{self, FileError};
 use crate::hosts::HostClients;
+use crate::names::NamedCerts;
 use crate::observed::ObservedCell;
 use crate::state::{Deed, SealError, SealKey, State, StateError, TokenRecord};
 use crate::store::{SqliteStore, Store, StoreError};
@@ -81,6 +82,7 @@ pub struct Control {
     authority: Arc<Authority>,
     upstream: Arc<rustls::ClientConfig>,
     public: Arc<ReloadingCert>,
+    named: Arc<NamedCerts>,
     hosts: HostClients,
     metrics: Metrics,
 }
@@ -129,14 +131,17 @@ impl Control {
         let store: Arc<dyn Store> = Arc::new(opened.store);
         let state = State::new(store, opened.seal);
         ensure_first_token(&state, &config.data_dir).await?;
+        let (authority, public) = (Arc::new(opened.authority), Arc::new(opened.public));
+        let named = NamedCerts::new(Arc::clone(&public), Arc::clone(&authority), &config.cluster_domain)?;
         Ok(Self {
             state,
             blobs: opened.blobs,
             observed: Arc::new(ObservedCell::new()),
-            authority: Arc::new(opened.authority),
+            authority,
             hosts: HostClients::new(Arc::clone(&opened.upstream)),
             upstream: opened.upstream,
-            public: Arc::new(opened.public),
+            public,
+            named: Arc::new(named),
             metrics: Metrics::default(),
             config,
         })
@@ -172,10 +177,10 @@ impl Control {
         Arc::clone(&self.upstream)
     }
 
-    /// The certificate of the public listeners, swapped when its files change.
+    /// The certificate of the public listeners, swapped when its files change, or a name's own.
     #[must_use]
     pub fn server_tls(&self) -> Arc<dyn ResolvesServerCert> {
-        Arc::clone(&self.public) as Arc<dyn ResolvesServerCert>
+        Arc::clone(&self.named) as Arc<dyn ResolvesServerCert>
     }
 
     /// Looks at the certificate files now (SIGHUP); they are also looked at every two seconds.

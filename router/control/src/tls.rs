@@ -41,6 +41,11 @@ impl ReloadingCert {
         Ok(Self { leaf, current, seen })
     }
 
+    /// What is shown now.
+    pub(crate) fn current(&self) -> Arc<CertifiedKey> {
+        self.current.load_full()
+    }
+
     /// Loads the files again when they changed since the last look. Answers whether another
     /// certificate is shown now.
     pub fn reload_if_changed(&self) -> bool {
