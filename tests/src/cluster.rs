@@ -269,6 +269,7 @@ async fn spawn(options: &ClusterOptions, data: &Path) -> Result<(Child, Endpoint
         .arg(data)
         .args(&options.arguments)
         .env("MARCATO_HOME", data)
+        .env("MARCATO_LOG", std::env::var("MARCATO_LOG").unwrap_or_else(|_| "info".into()))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(File::options().create(true).append(true).open(&log)?)
