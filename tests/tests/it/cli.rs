@@ -93,9 +93,9 @@ async fn garbage_in_a_manifest_is_named() -> Result<()> {
         ("[limits]\nmemmory = \"1 MiB\"\n", "memory"),
         ("concurrency = 0\n", "concurrency"),
         ("concurrency = \"many\"\n", "marcato.toml:3"),
-        ("[limits]\nmemory = \"lots\"\n", "memory"),
+        ("[limits]\nmemory = \"lots\"\n", "marcato.toml:4"),
         ("route = \"https://x/\"\n", "route"),
-        ("bindings = 3\n", "bindings"),
+        ("bindings = 3\n", "marcato.toml:3"),
         ("= = =\n", "marcato.toml"),
     ] {
         let out = cluster.cli(&["push", &manifest(folder.path(), more)?]).await?;

@@ -15,10 +15,6 @@ use crate::cluster;
 /// Requests that two HTTP parsers could read in two ways, or that none should read at all. All must be refused.
 const SMUGGLED: &[(&str, &str)] = &[
     ("two lengths", "POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcde"),
-    (
-        "length and chunks",
-        "POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    ),
     ("odd coding", "POST / HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"),
     ("coding in 1.0", "POST / HTTP/1.0\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
     ("negative length", "POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: -1\r\n\r\n"),
@@ -70,6 +66,12 @@ async fn the_edge_refuses_what_two_parsers_could_read_in_two_ways() -> Result<()
         assert!(status == "closed" || status.starts_with('4') || status.starts_with("50"), "{name}: {answer}");
         assert!(!answer.contains("hello\n"), "{name} reached the app: {answer}");
     }
+    // RFC 9112 6.3 lets a server go by the chunks, if it answers once and closes: what follows is not a request.
+    let both = "POST / HTTP/1.1\r\nHost: shop.localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /env?name=smuggled HTTP/1.1\r\nHost: shop.localhost\r\n\r\n";
+    let answer = exchange(&cluster, both.as_bytes()).await?;
+    let refused = answer.starts_with("HTTP/1.1 4");
+    let once = answer.matches("HTTP/1.1 ").count() == 1 && answer.to_lowercase().contains("connection: close");
+    assert!(refused || (once && !answer.contains("unset")), "length and chunks: {answer}");
     let upgrade = "GET / HTTP/1.1\r\nHost: shop.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
     let answer = exchange(&cluster, upgrade.as_bytes()).await?;
     assert!(!answer.starts_with("HTTP/1.1 101"), "an upgrade is refused: {answer}");

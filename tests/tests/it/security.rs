@@ -168,54 +168,20 @@ async fn a_host_takes_orders_from_the_router_only_and_never_old_ones() -> Result
         .await?;
     assert_eq!(refused.status, 403, "{}", refused.text());
 
-    if let Some((chain, key)) = router_identity(&cluster) {
-        let as_router = host_api(&cluster, Some((&chain, &key)))?;
-        let held: Inventory = serde_json::from_slice(&as_router.get(host_paths::INVENTORY).await?.body)?;
-        assert!(held.generation.0 > 0, "the router gave it a config");
-        let old = HostConfig { generation: Generation(held.generation.0 - 1), ..order };
-        let stale = as_router
-            .request(
-                Method::PUT,
-                host_paths::CONFIG,
-                &[("content-type", "application/json")],
-                full(serde_json::to_vec(&old)?),
-            )
-            .await?;
-        assert_eq!(stale.status, ProblemKind::StaleGeneration.status(), "{}", stale.text());
-        assert!(stale.text().contains("stale-generation"), "{}", stale.text());
-    } else {
-        panic!("no router identity under {}", cluster.data().display());
-    }
+    let identity = cluster.data().join("router/identity");
+    let as_router = host_api(&cluster, Some((&identity.join("cert.pem"), &identity.join("key.pem"))))?;
+    let held: Inventory = serde_json::from_slice(&as_router.get(host_paths::INVENTORY).await?.body)?;
+    assert!(held.generation.0 > 0, "the router gave it a config");
+    let old = serde_json::to_vec(&HostConfig { generation: Generation(held.generation.0 - 1), ..order })?;
+    let json = [("content-type", "application/json")];
+    let stale = as_router.request(Method::PUT, host_paths::CONFIG, &json, full(old)).await?;
+    assert_eq!(stale.status, ProblemKind::StaleGeneration.status(), "{}", stale.text());
+    assert!(stale.text().contains("stale-generation"), "{}", stale.text());
     let shop = cluster.app("shop")?;
     until("the app to answer as before", Duration::from_secs(10), || async {
         Ok((shop.get("/").await?.status == 200).then_some(()))
     })
     .await
-}
-
-/// The router's client certificate and key, wherever its data folder keeps them.
-fn router_identity(cluster: &Cluster) -> Option<(PathBuf, PathBuf)> {
-    let mut open = vec![cluster.data().join("router")];
-    while let Some(folder) = open.pop() {
-        for path in std::fs::read_dir(folder).ok()?.filter_map(|e| Some(e.ok()?.path())) {
-            if path.is_dir() {
-                open.push(path);
-                continue;
-            }
-            let name = path.file_name()?.to_str()?;
-            let chain = match name {
-                "cert.pem" => path.with_file_name("key.pem"),
-                "router.pem" => path.with_file_name("router-key.pem"),
-                "router.crt" => path.with_file_name("router.key"),
-                "router-cert.pem" => path.with_file_name("router-key.pem"),
-                _ => continue,
-            };
-            if chain.exists() {
-                return Some((path, chain));
-            }
-        }
-    }
-    None
 }
 
 #[tokio::test(flavor = "multi_thread")]
