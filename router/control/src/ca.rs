@@ -147,6 +147,24 @@ impl Authority {
         self.ensure_leaf(dir, domain, sans, false)
     }
 
+    /// A certificate for one public name, with a key of its own, in memory only.
+    pub fn sign_public(&self, name: &str) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CaError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Make)?;
+        let params = leaf_params(name, vec![dns(name).map_err(CaError::Make)?]);
+        let cert = params.signed_by(&key, &self.issuer).map_err(CaError::Make)?;
+        let key = PrivateKeyDer::try_from(key.serialize_der())
+            .map_err(|e| CaError::Tls(rustls::Error::General(e.to_owned())))?;
+        Ok((vec![cert.der().clone(), self.der.clone()], key))
+    }
+
+    /// Whether this authority issued the certificate that a listener shows.
+    #[must_use]
+    pub fn issued(&self, shown: &rustls::sign::CertifiedKey) -> bool {
+        let parsed = shown.cert.first().and_then(|c| x509_parser::parse_x509_certificate(c).ok());
+        let authority = x509_parser::parse_x509_certificate(&self.der);
+        parsed.zip(authority.ok()).is_some_and(|((_, c), (_, a))| c.issuer().as_raw() == a.subject().as_raw())
+    }
+
     fn ensure_leaf(&self, dir: &Path, name: &str, sans: Vec<SanType>, ours: bool) -> Result<Leaf, CaError> {
         files::private_dir(dir)?;
         let leaf = Leaf { cert: dir.join("cert.pem"), key: dir.join("key.pem") };

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use marcato_api::{Role, Token};
+use marcato_balance::TableCell;
 use prometheus_client::registry::Registry;
 use rustls::server::ResolvesServerCert;
 use tokio::net::TcpListener;
@@ -20,6 +21,7 @@ use crate::blobs::{BlobError, Blobs};
 use crate::ca::{Authority, CaError};
 use crate::files::{self, FileError};
 use crate::hosts::HostClients;
+use crate::names::NamedCerts;
 use crate::observed::ObservedCell;
 use crate::state::{Deed, SealError, SealKey, State, StateError, TokenRecord};
 use crate::store::{SqliteStore, Store, StoreError};
@@ -172,10 +174,12 @@ impl Control {
         Arc::clone(&self.upstream)
     }
 
-    /// The certificate of the public listeners, swapped when its files change.
+    /// The certificates of the edge: the files' one, swapped when they change; while that is ours, one for
+    /// each name in the route table.
     #[must_use]
-    pub fn server_tls(&self) -> Arc<dyn ResolvesServerCert> {
-        Arc::clone(&self.public) as Arc<dyn ResolvesServerCert>
+    pub fn server_tls(&self, table: Arc<TableCell>) -> Arc<dyn ResolvesServerCert> {
+        let (files, authority) = (Arc::clone(&self.public), Arc::clone(&self.authority));
+        Arc::new(NamedCerts::new(files, authority, table, &self.config.cluster_domain))
     }
 
     /// Looks at the certificate files now (SIGHUP); they are also looked at every two seconds.

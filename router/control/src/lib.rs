@@ -11,6 +11,7 @@ mod ca;
 mod control;
 mod files;
 mod hosts;
+mod names;
 mod observed;
 mod state;
 mod store;

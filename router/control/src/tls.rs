@@ -41,6 +41,12 @@ impl ReloadingCert {
         Ok(Self { leaf, current, seen })
     }
 
+    /// What is shown now.
+    #[must_use]
+    pub fn current(&self) -> Arc<CertifiedKey> {
+        self.current.load_full()
+    }
+
     /// Loads the files again when they changed since the last look. Answers whether another
     /// certificate is shown now.
     pub fn reload_if_changed(&self) -> bool {

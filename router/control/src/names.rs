@@ -1,0 +1,115 @@
+//! Certificates by name, for as long as the public one is ours.
+//!
+//! OpenSSL and browsers refuse a wildcard right below a top-level name, so `*.localhost` alone lets no client in
+//! that checks. Owns: a short certificate for each name that leads somewhere, made at its first handshake and kept in a
+//! bounded map. Does not own: the files (`tls`); once the operator puts a certificate of their own there, that one is shown
+//! for every name.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use marcato_balance::TableCell;
+use rustls::crypto::ring;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+
+use crate::ca::{Authority, CaError};
+use crate::tls::ReloadingCert;
+
+/// Names kept at once; when full, the map starts anew.
+const KEPT: usize = 4_096;
+
+pub(crate) struct NamedCerts {
+    files: Arc<ReloadingCert>,
+    authority: Arc<Authority>,
+    table: Arc<TableCell>,
+    domain: String,
+    made: Mutex<HashMap<String, Arc<CertifiedKey>>>,
+}
+
+impl std::fmt::Debug for NamedCerts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NamedCerts").field("domain", &self.domain).finish_non_exhaustive()
+    }
+}
+
+impl NamedCerts {
+    pub(crate) fn new(
+        files: Arc<ReloadingCert>,
+        authority: Arc<Authority>,
+        table: Arc<TableCell>,
+        domain: &str,
+    ) -> Self {
+        Self { files, authority, table, domain: domain.to_owned(), made: Mutex::default() }
+    }
+
+    /// Only names that lead to an app: a client cannot have certificates made at will.
+    fn leads_somewhere(&self, name: &str) -> bool {
+        name.len() <= 253 && self.table.load().has_host(name)
+    }
+
+    fn for_name(&self, name: &str) -> Result<Arc<CertifiedKey>, CaError> {
+        if let Some(found) = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
+            return Ok(Arc::clone(found));
+        }
+        let (chain, key) = self.authority.sign_public(name)?;
+        let made = Arc::new(CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(CaError::Tls)?);
+        let mut kept = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= KEPT {
+            kept.clear();
+        }
+        kept.insert(name.to_owned(), Arc::clone(&made));
+        Ok(made)
+    }
+}
+
+impl ResolvesServerCert for NamedCerts {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let current = self.files.current();
+        let name = hello.server_name().map(str::to_ascii_lowercase);
+        let wanted = name.filter(|n| *n != self.domain && self.leads_somewhere(n));
+        let (Some(name), true) = (wanted, self.authority.issued(&current)) else { return Some(current) };
+        match self.for_name(&name) {
+            Ok(made) => Some(made),
+            Err(error) => {
+                tracing::warn!(%error, name, "no certificate could be made for the name");
+                Some(current)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use marcato_api::{AppName, Limits, Route};
+    use marcato_balance::{AppSpec, RouteTable};
+
+    use super::*;
+
+    #[test]
+    fn a_name_that_leads_somewhere_gets_its_own_certificate() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Arc::new(Authority::ensure(dir.path()).unwrap());
+        let leaf = authority.ensure_public(&dir.path().join("tls"), "localhost").unwrap();
+        let files = Arc::new(ReloadingCert::load(leaf).unwrap());
+        let table = Arc::new(TableCell::new());
+        let app = AppSpec {
+            app: AppName::new("shop").unwrap(),
+            stopped: false,
+            limits: Limits::default(),
+            routes: vec![Route::parse("shop.localhost").unwrap()],
+            endpoints: vec![],
+        };
+        table.store(RouteTable::build(1, vec![app], &RouteTable::empty()));
+        let names = NamedCerts::new(Arc::clone(&files), Arc::clone(&authority), table, "localhost");
+        assert!(names.leads_somewhere("shop.localhost") && !names.leads_somewhere("other.localhost"));
+        let made = names.for_name("shop.localhost").unwrap();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&made.cert[0]).unwrap();
+        let san = parsed.subject_alternative_name().unwrap().unwrap();
+        assert!(format!("{:?}", san.value.general_names).contains("shop.localhost"));
+        assert!(authority.issued(&made) && authority.issued(&files.current()));
+        assert!(Arc::ptr_eq(&made, &names.for_name("shop.localhost").unwrap()), "it is made once");
+        let other = Authority::ensure(&dir.path().join("other")).unwrap();
+        assert!(!other.issued(&made), "an operator's certificate is told apart");
+    }
+}
