@@ -213,16 +213,26 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// Writes the logs where they outlive the folder, and shows their end. The test runner keeps what a
+    /// passing test printed to itself.
+    fn keep_logs(&self) {
+        let logs = self.logs();
+        let lines: Vec<_> = logs.lines().collect();
+        eprintln!("---- end of the cluster's logs\n{}\n----", lines[lines.len().saturating_sub(60)..].join("\n"));
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-logs");
+        let name = std::thread::current().name().unwrap_or("main").replace("::", ".");
+        if fs::create_dir_all(&folder).is_ok() {
+            drop(fs::write(folder.join(format!("{name}.log")), logs));
+        }
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         process::end(self.pid(), DRAIN_BOUND);
         drop(self.child.wait());
-        if std::thread::panicking() {
-            let logs = self.logs();
-            let lines: Vec<_> = logs.lines().collect();
-            let last = lines[lines.len().saturating_sub(80)..].join("\n");
-            eprintln!("---- logs of the cluster (last 80 lines)\n{last}\n----");
-        }
+        self.keep_logs();
         drop(self.folder.take());
     }
 }
@@ -259,6 +269,7 @@ async fn spawn(options: &ClusterOptions, data: &Path) -> Result<(Child, Endpoint
         .arg(data)
         .args(&options.arguments)
         .env("MARCATO_HOME", data)
+        .env("MARCATO_LOG", std::env::var("MARCATO_LOG").unwrap_or_else(|_| "info".into()))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(File::options().create(true).append(true).open(&log)?)

@@ -90,6 +90,8 @@ fn test_command(selection: &[String]) -> Command {
         .args(["test", "--locked"])
         .args(selection)
         .env("MARCATO_BIN", target_dir().join("debug/marcato"))
-        .env("MARCATO_GUESTS", guests::folder());
+        .env("MARCATO_GUESTS", guests::folder())
+        // Of panics, not of every error that a test returns.
+        .env("RUST_LIB_BACKTRACE", "0");
     command
 }

@@ -92,7 +92,7 @@ async fn garbage_in_a_manifest_is_named() -> Result<()> {
         ("concurency = 3\n", "concurrency"),
         ("[limits]\nmemmory = \"1 MiB\"\n", "memory"),
         ("concurrency = 0\n", "concurrency"),
-        ("concurrency = \"many\"\n", "concurrency"),
+        ("concurrency = \"many\"\n", "marcato.toml:3"),
         ("[limits]\nmemory = \"lots\"\n", "memory"),
         ("route = \"https://x/\"\n", "route"),
         ("bindings = 3\n", "bindings"),

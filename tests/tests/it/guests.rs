@@ -49,19 +49,19 @@ async fn a_sandbox_is_fresh_unless_reuse_was_asked_for() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reused_wasi_0_3_sandbox_serves_many_at_once() -> Result<()> {
+async fn a_wasi_0_3_sandbox_is_reused_when_asked_for() -> Result<()> {
     let cluster = cluster(1).await?;
     let deploy = Deploy::new("many").with(|c| {
+        c.concurrency = 1;
         c.reuse.max_requests = 1000;
-        c.reuse.concurrent = 16;
         c.reuse.idle_ms = marcato_api::Millis::secs(60);
     });
     cluster.admin()?.deploy(&guest("guest-async")?, &deploy).await?;
     let many = cluster.app("many")?;
-    let answers = futures::future::try_join_all((0..16).map(|_| many.get("/sleep"))).await?;
-    assert!(answers.iter().all(|a| a.status == 200), "{answers:?}");
-    let most = answers.iter().filter_map(|a| a.text().trim().parse::<u32>().ok()).max();
-    assert!(most > Some(1), "requests met in one sandbox: {most:?}");
+    for _ in 0..4 {
+        assert_eq!(many.get("/sleep").await?.status, 200);
+    }
+    assert_eq!(many.get("/counter").await?.text(), "5\n");
     Ok(())
 }
 

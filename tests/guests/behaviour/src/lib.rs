@@ -27,7 +27,11 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
         "/panic" => panic!("the guest panics, as asked"),
         "/loop" => spin(),
         "/alloc" => text(format!("{}\n", allocate(number("mb")))),
-        "/never" => std::future::pending().await,
+        "/never" => {
+            // Waits in the host: a guest that waits for nothing at all traps.
+            wstd::task::sleep(Duration::from_secs(86_400)).await;
+            text("a day later\n")
+        }
         "/sleep" => {
             wstd::task::sleep(Duration::from_millis(number("ms"))).await;
             text("awake\n")
