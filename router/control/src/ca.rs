@@ -128,18 +128,6 @@ impl Authority {
         Ok(format!("{}{}", cert.pem(), self.pem))
     }
 
-    /// A public name's certificate chain for this key.
-    pub(crate) fn sign_name(&self, name: &str, key: &KeyPair) -> Result<Vec<CertificateDer<'static>>, CaError> {
-        let params = leaf_params(name, vec![dns(name).map_err(CaError::Make)?]);
-        let cert = params.signed_by(key, &self.issuer).map_err(CaError::Make)?;
-        Ok(vec![cert.der().clone(), self.der.clone()])
-    }
-
-    /// Whether this is the authority's own certificate, which goes along with all that it signs.
-    pub(crate) fn is_own_certificate(&self, der: &CertificateDer<'_>) -> bool {
-        self.der.as_ref() == der.as_ref()
-    }
-
     /// This router's identity in `dir/{cert,key}.pem`, made anew when it is near its end.
     pub fn ensure_router(&self, dir: &Path) -> Result<Leaf, CaError> {
         let sans = vec![dns(ROUTER_NAME), uri(ROUTER_URI)].into_iter().collect::<Result<_, _>>();
