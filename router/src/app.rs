@@ -61,7 +61,7 @@ pub async fn run(config: RouterConfig, shutdown: CancellationToken) -> Result<()
     let table = Arc::new(TableCell::new());
     let (changed, changes) = watch::channel(0);
     let mut registry = Registry::with_prefix("marcato");
-    let (upstream, server) = (control.upstream_tls(), control.server_tls());
+    let (upstream, server) = (control.upstream_tls(), control.server_tls(Arc::clone(&table)));
     let edge = Edge::new(EdgeConfig::standard(), Arc::clone(&table), changes, upstream, server, &mut registry);
     control.register_metrics(&mut registry);
 

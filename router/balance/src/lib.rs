@@ -1,7 +1,7 @@
 //! The route table and the choice of an endpoint: pure, without I/O, clock or randomness of its own.
 //!
 //! Owns: which app a host name and path lead to ([`RouteTable`]), which instance takes a request
-//! ([`pick`]), when an endpoint that fails is left out ([`BreakerPolicy`]), and the one cell through
+//! ([`pick()`]), when an endpoint that fails is left out ([`BreakerPolicy`]), and the one cell through
 //! which the control plane hands tables to the request path ([`TableCell`]). Does not own:
 //! connections (edge) nor what should be in a table (plan). Time comes in as monotonic
 //! milliseconds, randomness as a function.

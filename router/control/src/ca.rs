@@ -128,18 +128,6 @@ impl Authority {
         Ok(format!("{}{}", cert.pem(), self.pem))
     }
 
-    /// A public name's certificate chain for this key.
-    pub(crate) fn sign_name(&self, name: &str, key: &KeyPair) -> Result<Vec<CertificateDer<'static>>, CaError> {
-        let params = leaf_params(name, vec![dns(name).map_err(CaError::Make)?]);
-        let cert = params.signed_by(key, &self.issuer).map_err(CaError::Make)?;
-        Ok(vec![cert.der().clone(), self.der.clone()])
-    }
-
-    /// Whether this is the authority's own certificate, which goes along with all that it signs.
-    pub(crate) fn is_own_certificate(&self, der: &CertificateDer<'_>) -> bool {
-        self.der.as_ref() == der.as_ref()
-    }
-
     /// This router's identity in `dir/{cert,key}.pem`, made anew when it is near its end.
     pub fn ensure_router(&self, dir: &Path) -> Result<Leaf, CaError> {
         let sans = vec![dns(ROUTER_NAME), uri(ROUTER_URI)].into_iter().collect::<Result<_, _>>();
@@ -157,6 +145,24 @@ impl Authority {
         let ips = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
         sans.extend(ips.map(SanType::IpAddress));
         self.ensure_leaf(dir, domain, sans, false)
+    }
+
+    /// A certificate for one public name, with a key of its own, in memory only.
+    pub fn sign_public(&self, name: &str) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CaError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Make)?;
+        let params = leaf_params(name, vec![dns(name).map_err(CaError::Make)?]);
+        let cert = params.signed_by(&key, &self.issuer).map_err(CaError::Make)?;
+        let key = PrivateKeyDer::try_from(key.serialize_der())
+            .map_err(|e| CaError::Tls(rustls::Error::General(e.to_owned())))?;
+        Ok((vec![cert.der().clone(), self.der.clone()], key))
+    }
+
+    /// Whether this authority issued the certificate that a listener shows.
+    #[must_use]
+    pub fn issued(&self, shown: &rustls::sign::CertifiedKey) -> bool {
+        let parsed = shown.cert.first().and_then(|c| x509_parser::parse_x509_certificate(c).ok());
+        let authority = x509_parser::parse_x509_certificate(&self.der);
+        parsed.zip(authority.ok()).is_some_and(|((_, c), (_, a))| c.issuer().as_raw() == a.subject().as_raw())
     }
 
     fn ensure_leaf(&self, dir: &Path, name: &str, sans: Vec<SanType>, ours: bool) -> Result<Leaf, CaError> {

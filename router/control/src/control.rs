@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use marcato_api::{Role, Token};
+use marcato_balance::TableCell;
 use prometheus_client::registry::Registry;
 use rustls::server::ResolvesServerCert;
 use tokio::net::TcpListener;
@@ -82,7 +83,6 @@ pub struct Control {
     authority: Arc<Authority>,
     upstream: Arc<rustls::ClientConfig>,
     public: Arc<ReloadingCert>,
-    named: Arc<NamedCerts>,
     hosts: HostClients,
     metrics: Metrics,
 }
@@ -131,17 +131,14 @@ impl Control {
         let store: Arc<dyn Store> = Arc::new(opened.store);
         let state = State::new(store, opened.seal);
         ensure_first_token(&state, &config.data_dir).await?;
-        let (authority, public) = (Arc::new(opened.authority), Arc::new(opened.public));
-        let named = NamedCerts::new(Arc::clone(&public), Arc::clone(&authority), &config.cluster_domain)?;
         Ok(Self {
             state,
             blobs: opened.blobs,
             observed: Arc::new(ObservedCell::new()),
-            authority,
+            authority: Arc::new(opened.authority),
             hosts: HostClients::new(Arc::clone(&opened.upstream)),
             upstream: opened.upstream,
-            public,
-            named: Arc::new(named),
+            public: Arc::new(opened.public),
             metrics: Metrics::default(),
             config,
         })
@@ -177,10 +174,12 @@ impl Control {
         Arc::clone(&self.upstream)
     }
 
-    /// The certificate of the public listeners, swapped when its files change, or a name's own.
+    /// The certificates of the edge: the files' one, swapped when they change; while that is ours, one for
+    /// each name in the route table.
     #[must_use]
-    pub fn server_tls(&self) -> Arc<dyn ResolvesServerCert> {
-        Arc::clone(&self.named) as Arc<dyn ResolvesServerCert>
+    pub fn server_tls(&self, table: Arc<TableCell>) -> Arc<dyn ResolvesServerCert> {
+        let (files, authority) = (Arc::clone(&self.public), Arc::clone(&self.authority));
+        Arc::new(NamedCerts::new(files, authority, table, &self.config.cluster_domain))
     }
 
     /// Looks at the certificate files now (SIGHUP); they are also looked at every two seconds.

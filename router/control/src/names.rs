@@ -1,35 +1,30 @@
-//! A certificate per app name, for domains of one label such as `localhost`.
+//! Certificates by name, for as long as the public one is ours.
 //!
-//! A wildcard directly under a top-level domain (`*.localhost`) is refused by OpenSSL, rustls and browsers
-//! alike, so that curl would not take `https://hello.localhost`. The authority signs a leaf for the name
-//! that a client asks for instead, with one key, kept in a bounded table. An operator's own certificate is
-//! shown for every name, as it is. Owns that table; does not own files (`tls`) nor what an app is.
+//! OpenSSL and browsers refuse a wildcard right below a top-level name, so `*.localhost` alone lets no client in
+//! that checks. Owns: a short certificate for each name that leads somewhere, made at its first handshake and kept in a
+//! bounded map. Does not own: the files (`tls`); once the operator puts a certificate of their own there, that one is shown
+//! for every name.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use marcato_balance::TableCell;
 use rustls::crypto::ring;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use crate::ca::{Authority, CaError};
 use crate::tls::ReloadingCert;
 
-/// Names kept; past it the table starts anew. Signing one takes less than the handshake that asks for it.
-const MOST: usize = 1024;
-/// A leaf older than this is signed anew, long before it ends.
-const RENEW: Duration = Duration::from_secs(30 * 86_400);
+/// Names kept at once; when full, the map starts anew.
+const KEPT: usize = 4_096;
 
-/// Shows the public certificate, or one of the name's own where a wildcard would be refused.
 pub(crate) struct NamedCerts {
-    public: Arc<ReloadingCert>,
+    files: Arc<ReloadingCert>,
     authority: Arc<Authority>,
-    key: KeyPair,
+    table: Arc<TableCell>,
     domain: String,
-    made: Mutex<HashMap<String, (Instant, Arc<CertifiedKey>)>>,
+    made: Mutex<HashMap<String, Arc<CertifiedKey>>>,
 }
 
 impl std::fmt::Debug for NamedCerts {
@@ -39,101 +34,82 @@ impl std::fmt::Debug for NamedCerts {
 }
 
 impl NamedCerts {
-    /// For the listeners of this domain.
-    pub(crate) fn new(public: Arc<ReloadingCert>, authority: Arc<Authority>, domain: &str) -> Result<Self, CaError> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Make)?;
-        Ok(Self { public, authority, key, domain: domain.to_owned(), made: Mutex::default() })
+    pub(crate) fn new(
+        files: Arc<ReloadingCert>,
+        authority: Arc<Authority>,
+        table: Arc<TableCell>,
+        domain: &str,
+    ) -> Self {
+        Self { files, authority, table, domain: domain.to_owned(), made: Mutex::default() }
     }
 
-    /// Whether `name` is one label under a domain of one label.
-    fn needs_own(&self, name: &str) -> bool {
-        let Some((label, domain)) = name.split_once('.') else { return false };
-        let ours = domain == "localhost" || domain == self.domain;
-        ours && !domain.contains('.') && marcato_api::AppName::new(label).is_ok()
+    /// Only names that lead to an app: a client cannot have certificates made at will.
+    fn leads_somewhere(&self, name: &str) -> bool {
+        name.len() <= 253 && self.table.load().has_host(name)
     }
 
-    /// The name's certificate, signed now or before.
-    fn own(&self, name: &str) -> Result<Arc<CertifiedKey>, CaError> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, key)) = made.get(name)
-            && at.elapsed() < RENEW
-        {
-            return Ok(Arc::clone(key));
+    fn for_name(&self, name: &str) -> Result<Arc<CertifiedKey>, CaError> {
+        if let Some(found) = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
+            return Ok(Arc::clone(found));
         }
-        let chain = self.authority.sign_name(name, &self.key)?;
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.key.serialize_der()));
-        let certified = CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(CaError::Tls)?;
-        let certified = Arc::new(certified);
-        if made.len() >= MOST {
-            made.clear();
+        let (chain, key) = self.authority.sign_public(name)?;
+        let made = Arc::new(CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(CaError::Tls)?);
+        let mut kept = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= KEPT {
+            kept.clear();
         }
-        made.insert(name.to_owned(), (Instant::now(), Arc::clone(&certified)));
-        Ok(certified)
-    }
-
-    fn choose(&self, name: Option<&str>) -> Arc<CertifiedKey> {
-        let current = self.public.current();
-        let Some(name) = name.filter(|n| self.needs_own(n)) else { return current };
-        // The operator's certificate is not of our authority: it is theirs to fit the names.
-        if !current.cert.iter().any(|c| self.authority.is_own_certificate(c)) {
-            return current;
-        }
-        self.own(name).unwrap_or_else(|error| {
-            tracing::warn!(%name, %error, "no certificate of its own could be made for a name");
-            current
-        })
+        kept.insert(name.to_owned(), Arc::clone(&made));
+        Ok(made)
     }
 }
 
 impl ResolvesServerCert for NamedCerts {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.choose(hello.server_name()))
+        let current = self.files.current();
+        let name = hello.server_name().map(str::to_ascii_lowercase);
+        let wanted = name.filter(|n| *n != self.domain && self.leads_somewhere(n));
+        let (Some(name), true) = (wanted, self.authority.issued(&current)) else { return Some(current) };
+        match self.for_name(&name) {
+            Ok(made) => Some(made),
+            Err(error) => {
+                tracing::warn!(%error, name, "no certificate could be made for the name");
+                Some(current)
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use rcgen::CertificateParams;
-    use x509_parser::extensions::GeneralName;
+    use marcato_api::{AppName, Limits, Route};
+    use marcato_balance::{AppSpec, RouteTable};
 
     use super::*;
 
-    fn names(key: &CertifiedKey) -> Vec<String> {
-        let (_, cert) = x509_parser::parse_x509_certificate(&key.cert[0]).unwrap();
-        let san = cert.subject_alternative_name().unwrap().unwrap();
-        let dns = san.value.general_names.iter().filter_map(|n| match n {
-            GeneralName::DNSName(name) => Some((*name).to_owned()),
-            _ => None,
-        });
-        dns.collect()
-    }
-
     #[test]
-    fn a_name_under_a_single_label_gets_its_own_leaf() {
+    fn a_name_that_leads_somewhere_gets_its_own_certificate() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Arc::new(Authority::ensure(dir.path()).unwrap());
         let leaf = authority.ensure_public(&dir.path().join("tls"), "localhost").unwrap();
-        let public = Arc::new(ReloadingCert::load(leaf.clone()).unwrap());
-        let certs = NamedCerts::new(Arc::clone(&public), Arc::clone(&authority), "localhost").unwrap();
-
-        let shop = certs.choose(Some("shop.localhost"));
-        assert_eq!(names(&shop), ["shop.localhost"]);
-        assert_eq!(shop.cert.len(), 2, "the authority goes along");
-        assert!(Arc::ptr_eq(&shop, &certs.choose(Some("shop.localhost"))), "signed once");
-        let shown = [None, Some("localhost"), Some("a.b.localhost"), Some("-x.localhost"), Some("shop.example.org")];
-        for name in shown {
-            assert!(names(&certs.choose(name)).contains(&"*.localhost".to_owned()), "{name:?}");
-        }
-        for n in 0..2 * MOST {
-            certs.choose(Some(&format!("n{n}.localhost")));
-        }
-        assert!(certs.made.lock().unwrap().len() <= MOST);
-
-        let key = KeyPair::generate().unwrap();
-        let theirs = CertificateParams::new(vec!["x.test".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
-        std::fs::write(&leaf.key, key.serialize_pem()).unwrap();
-        std::fs::write(&leaf.cert, theirs).unwrap();
-        assert!(public.reload_if_changed());
-        assert_eq!(names(&certs.choose(Some("shop.localhost"))), ["x.test"], "the operator's own");
+        let files = Arc::new(ReloadingCert::load(leaf).unwrap());
+        let table = Arc::new(TableCell::new());
+        let app = AppSpec {
+            app: AppName::new("shop").unwrap(),
+            stopped: false,
+            limits: Limits::default(),
+            routes: vec![Route::parse("shop.localhost").unwrap()],
+            endpoints: vec![],
+        };
+        table.store(RouteTable::build(1, vec![app], &RouteTable::empty()));
+        let names = NamedCerts::new(Arc::clone(&files), Arc::clone(&authority), table, "localhost");
+        assert!(names.leads_somewhere("shop.localhost") && !names.leads_somewhere("other.localhost"));
+        let made = names.for_name("shop.localhost").unwrap();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&made.cert[0]).unwrap();
+        let san = parsed.subject_alternative_name().unwrap().unwrap();
+        assert!(format!("{:?}", san.value.general_names).contains("shop.localhost"));
+        assert!(authority.issued(&made) && authority.issued(&files.current()));
+        assert!(Arc::ptr_eq(&made, &names.for_name("shop.localhost").unwrap()), "it is made once");
+        let other = Authority::ensure(&dir.path().join("other")).unwrap();
+        assert!(!other.issued(&made), "an operator's certificate is told apart");
     }
 }

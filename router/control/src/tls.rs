@@ -42,7 +42,8 @@ impl ReloadingCert {
     }
 
     /// What is shown now.
-    pub(crate) fn current(&self) -> Arc<CertifiedKey> {
+    #[must_use]
+    pub fn current(&self) -> Arc<CertifiedKey> {
         self.current.load_full()
     }
 

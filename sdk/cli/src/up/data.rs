@@ -1,9 +1,11 @@
 //! The data folder of `up`: where it is, who may use it, and where things stand in it.
 //!
+//! ```text
 //!     DATA/up.lock                 held while `up` runs
 //!     DATA/ca.pem, admin.token     links into router/
 //!     DATA/router/                 the router's own folder
 //!     DATA/hosts/h1/               a host's own folder; run/ has its sockets
+//! ```
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
