@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use marcato_api::AppName;
 use marcato_balance::TableCell;
 use rustls::crypto::ring;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -43,9 +44,13 @@ impl NamedCerts {
         Self { files, authority, table, domain: domain.to_owned(), made: Mutex::default() }
     }
 
-    /// Only names that lead to an app: a client cannot have certificates made at will.
-    fn leads_somewhere(&self, name: &str) -> bool {
-        name.len() <= 253 && self.table.load().has_host(name)
+    /// Names right below the cluster's domain, so that a client sees 404 and not a failed handshake, and other names
+    /// that lead to an app. Nothing else: a client cannot have certificates made at will.
+    fn serves(&self, name: &str) -> bool {
+        let below = |domain: &str| {
+            name.strip_suffix(domain).and_then(|n| n.strip_suffix('.')).is_some_and(|l| AppName::new(l).is_ok())
+        };
+        below(&self.domain) || below("localhost") || self.table.load().has_host(name)
     }
 
     fn for_name(&self, name: &str) -> Result<Arc<CertifiedKey>, CaError> {
@@ -67,7 +72,7 @@ impl ResolvesServerCert for NamedCerts {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let current = self.files.current();
         let name = hello.server_name().map(str::to_ascii_lowercase);
-        let wanted = name.filter(|n| *n != self.domain && self.leads_somewhere(n));
+        let wanted = name.filter(|n| *n != self.domain && self.serves(n));
         let (Some(name), true) = (wanted, self.authority.issued(&current)) else { return Some(current) };
         match self.for_name(&name) {
             Ok(made) => Some(made),
@@ -81,7 +86,7 @@ impl ResolvesServerCert for NamedCerts {
 
 #[cfg(test)]
 mod tests {
-    use marcato_api::{AppName, Limits, Route};
+    use marcato_api::{Limits, Route};
     use marcato_balance::{AppSpec, RouteTable};
 
     use super::*;
@@ -97,19 +102,22 @@ mod tests {
             app: AppName::new("shop").unwrap(),
             stopped: false,
             limits: Limits::default(),
-            routes: vec![Route::parse("shop.localhost").unwrap()],
+            routes: vec![Route::parse("shop.example.org").unwrap()],
             endpoints: vec![],
         };
         table.store(RouteTable::build(1, vec![app], &RouteTable::empty()));
-        let names = NamedCerts::new(Arc::clone(&files), Arc::clone(&authority), table, "localhost");
-        assert!(names.leads_somewhere("shop.localhost") && !names.leads_somewhere("other.localhost"));
-        let made = names.for_name("shop.localhost").unwrap();
+        let names = NamedCerts::new(Arc::clone(&files), Arc::clone(&authority), table, "cloud.test");
+        assert!(names.serves("shop.example.org") && names.serves("none.cloud.test"));
+        for other in ["example.org", "other.example.org", "a.b.cloud.test", "cloud.test", "-.cloud.test"] {
+            assert!(!names.serves(other), "{other}");
+        }
+        let made = names.for_name("shop.example.org").unwrap();
         let (_, parsed) = x509_parser::parse_x509_certificate(&made.cert[0]).unwrap();
         let san = parsed.subject_alternative_name().unwrap().unwrap();
-        assert!(format!("{:?}", san.value.general_names).contains("shop.localhost"));
+        assert!(format!("{:?}", san.value.general_names).contains("shop.example.org"));
         assert!(authority.issued(&made) && authority.issued(&files.current()));
-        assert!(Arc::ptr_eq(&made, &names.for_name("shop.localhost").unwrap()), "it is made once");
-        let other = Authority::ensure(&dir.path().join("other")).unwrap();
+        assert!(Arc::ptr_eq(&made, &names.for_name("shop.example.org").unwrap()), "it is made once");
+        let other = Authority::ensure(tempfile::tempdir().unwrap().path()).unwrap();
         assert!(!other.issued(&made), "an operator's certificate is told apart");
     }
 }
