@@ -13,6 +13,7 @@ use marcato_api::{HostCapacity, JoinRequest};
 use marcato_runtime::{PoolConfig, Runtime, RuntimeConfig};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -55,7 +56,7 @@ struct Tasks {
 
 /// Runs a host daemon until the shutdown. Errors: it could not start, or a part of it ended by a panic.
 pub async fn run(cfg: HostdConfig, shutdown: CancellationToken) -> Result<(), HostdError> {
-    let _lock = lock_data_dir(&cfg.data_dir)?;
+    let _lock = lock_data_dir(&cfg.data_dir).await?;
     let joining = Box::pin(join(&cfg));
     let identity = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
@@ -83,14 +84,20 @@ pub async fn run(cfg: HostdConfig, shutdown: CancellationToken) -> Result<(), Ho
     }
 }
 
-fn lock_data_dir(dir: &Path) -> Result<std::fs::File, HostdError> {
+/// How long the lock is waited for: a child process that a killed predecessor was just about to start holds
+/// the lock until it runs its own program.
+const LOCK_WITHIN: Duration = Duration::from_secs(2);
+
+async fn lock_data_dir(dir: &Path) -> Result<std::fs::File, HostdError> {
     let fail = |source| HostdError::DataDir { path: dir.to_owned(), source };
     durable::ensure_private_dir(dir).map_err(fail)?;
     let file = std::fs::File::create(dir.join("lock")).map_err(fail)?;
-    match fs4::fs_std::FileExt::try_lock_exclusive(&file) {
-        Ok(true) => {}
-        Ok(false) => return Err(HostdError::InUse(dir.to_owned())),
-        Err(source) => return Err(fail(source)),
+    let begun = Instant::now();
+    while !fs4::fs_std::FileExt::try_lock_exclusive(&file).map_err(fail)? {
+        if begun.elapsed() >= LOCK_WITHIN {
+            return Err(HostdError::InUse(dir.to_owned()));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     durable::sweep_partials(dir).map_err(fail)?;
     Ok(file)
