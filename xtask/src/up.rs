@@ -46,7 +46,7 @@ pub(crate) fn up(arguments: &[String]) -> Result<()> {
     debian::ensure_program("cc", &["gcc", "libc6-dev"])?;
     say("guests");
     guests::print(&guests::build()?);
-    say("the release binary (minutes the first time, a second after that)");
+    say("the release binary (5 to 15 minutes the first time, a second after that)");
     run(cargo().args(["build", "--release", "--locked", "-p", "marcato-cli"]))?;
     let binary = target_dir().join("release/marcato");
 
