@@ -65,6 +65,38 @@ async fn a_wasi_0_3_sandbox_is_reused_when_asked_for() -> Result<()> {
     Ok(())
 }
 
+/// Each request sleeps in the guest; the count that it answers is that of its sandbox, so a count above one
+/// means that requests met in one.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_meet_in_one_wasi_0_3_sandbox_when_asked_for() -> Result<()> {
+    let cluster = cluster(1).await?;
+    let deploy = |name: &str, concurrent: u32| {
+        Deploy::new(name).with(|c| {
+            c.concurrency = 8;
+            c.reuse.max_requests = 1000;
+            c.reuse.concurrent = concurrent;
+            c.reuse.idle_ms = marcato_api::Millis::secs(60);
+        })
+    };
+    let admin = cluster.admin()?;
+    for (name, concurrent) in [("shared", 8), ("alone", 1)] {
+        admin.deploy(&guest("guest-async")?, &deploy(name, concurrent)).await?;
+        let app = cluster.app(name)?;
+        let together = futures::future::join_all((0..8).map(|_| app.get("/sleep"))).await;
+        let mut counts = Vec::new();
+        for answer in together {
+            counts.push(answer?.text().trim().parse::<u32>()?);
+        }
+        let most = counts.iter().max().copied().unwrap_or(0);
+        if concurrent > 1 {
+            assert!(most > 1, "they met in one sandbox: {counts:?}");
+        } else {
+            assert_eq!(most, 1, "each had a sandbox to itself: {counts:?}");
+        }
+    }
+    Ok(())
+}
+
 /// 13 MB, SpiderMonkey inside: compiled at push in its child process, not on the request path.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_javascript_component_runs_unchanged() -> Result<()> {
