@@ -157,9 +157,17 @@ impl TestHost {
         let control = HostAddress::Unix(control);
         let shutdown = CancellationToken::new();
         let daemon = tokio::spawn(crate::run(config, shutdown.clone()));
-        let host =
+        let mut host =
             Self { id: id.to_owned(), ca, dir, control, ingress, shutdown, daemon: AbortOnDropHandle::new(daemon) };
-        eventually(|| async { host.get("/healthz").await.ok() }).await;
+        let answers = eventually(|| async {
+            match host.get("/healthz").await {
+                Ok(_) => Some(true),
+                Err(_) => host.daemon.is_finished().then_some(false),
+            }
+        });
+        if !answers.await {
+            panic!("the daemon ended: {:?}", (&mut host.daemon).await);
+        }
         host
     }
 
@@ -235,6 +243,7 @@ pub(crate) fn config(id: &str, dir: &std::path::Path) -> HostdConfig {
         memory: marcato_api::Bytes::mib(512),
         compiler: marcato_runtime::CompilerCommand::new(std::env::current_exe().unwrap(), compile),
         allow_private_egress: false,
+        workers: Vec::new(),
     }
 }
 
