@@ -55,6 +55,67 @@ async fn what_has_two_readings_is_refused() {
 }
 
 #[tokio::test]
+async fn ambiguous_framing_and_hosts_are_400_and_end_the_connection() {
+    // No short header timeout here: only the refusal itself may end the connection.
+    let rig = Rig::new(|_| {}).await;
+    let h = host(&rig.socket("h"), |_| async { answer("hello") });
+    rig.app("a", &[&h.path]);
+    let hidden = "GET /hidden HTTP/1.1\r\nHost: a.test\r\n\r\n";
+    for head in [
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: gzip, chunked",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked, chunked",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked, gzip",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked;q=1",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: \"chunked\"",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: identity",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: xchunked",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding:",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: xchunked\r\nContent-Length: 5",
+        "POST / HTTP/1.0\r\nHost: a.test\r\nTransfer-Encoding: chunked",
+        "POST / HTTP/1.0\r\nHost: a.test\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\nContent-Length: 5",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nHost: a.test",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nHost: b.test",
+        "POST / HTTP/1.1\r\nHost: a.test, b.test",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\nContent-Length: 6",
+    ] {
+        let response = rig.raw(format!("{head}\r\n\r\n0\r\n\r\n{hidden}")).await;
+        assert_eq!(status(&response), 400, "{head:?}: {response}");
+        assert_eq!(response.matches("HTTP/1.1 ").count(), 1, "{head:?}: {response}");
+    }
+    assert_eq!(h.requests(), 0);
+}
+
+#[tokio::test]
+async fn a_host_never_sees_two_framings() {
+    let rig = Rig::new(|_| {}).await;
+    // What is on the wire, before any parser drops a part of it.
+    let path = rig.socket("raw");
+    let listener = UnixListener::bind(&path).unwrap();
+    rig.app("a", &[&path]);
+    for order in ["Content-Length: 5\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 5"]
+    {
+        let wire = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut seen = Vec::new();
+            while !seen.ends_with(b"0\r\n\r\n") {
+                assert!(stream.read_buf(&mut seen).await.unwrap() > 0);
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await.unwrap();
+            String::from_utf8(seen).unwrap().to_ascii_lowercase()
+        };
+        let hidden = "GET /hidden HTTP/1.1\r\nHost: a.test\r\n\r\n";
+        let bytes = format!("POST /open HTTP/1.1\r\nHost: a.test\r\n{order}\r\n\r\n3\r\nabc\r\n0\r\n\r\n{hidden}");
+        let (response, wire) = tokio::join!(rig.raw(bytes), wire);
+        assert!(status(&response) == 200 && response.contains("connection: close"), "{response}");
+        assert_eq!(response.matches("HTTP/1.1 ").count(), 1, "what follows is not read: {response}");
+        assert!(!wire.contains("content-length") && !wire.contains("hidden"), "{wire}");
+        assert!(wire.matches("transfer-encoding: chunked\r\n").count() == 1 && wire.contains("\r\n3\r\nabc"), "{wire}");
+    }
+}
+
+#[tokio::test]
 async fn a_second_request_cannot_be_hidden_in_the_first() {
     let (rig, h) = rig().await;
     let hidden = "GET /hidden HTTP/1.1\r\nHost: a.test\r\n\r\n";
