@@ -154,11 +154,14 @@ impl<'a> Job<'a> {
                 Some(picked) => {
                     let endpoint = Arc::clone(picked.endpoint());
                     self.exchange.endpoint = Some(Arc::clone(&endpoint));
+                    let began = Instant::now();
                     match self.attempt(picked).await {
                         Attempt::Done(response) => return Ok(response),
                         Attempt::Failed(refusal) => return Err(refusal),
                         Attempt::Again { refusal, patient } => last = Some((refusal, patient)),
                     }
+                    // The next host gives it the app's whole time anew.
+                    self.deadline += began.elapsed();
                     self.tried.push(endpoint);
                 }
                 None => {
