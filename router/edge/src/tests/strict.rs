@@ -194,21 +194,51 @@ async fn a_slow_body_is_cut() {
     assert!(status(&response) == 408 && response.contains("connection: close"), "{response}");
 }
 
+/// A host that allows 8 bytes, and says so as hosts do: by the announced length, or when it has seen more.
+fn short_host(path: &Path) -> Host {
+    host(path, |r| async move {
+        let refusal = || platform(413, "too-large", false);
+        let announced = r.headers().get("content-length").map_or(0, |l| l.to_str().unwrap().parse::<u64>().unwrap());
+        if announced > 8 {
+            return refusal();
+        }
+        let (mut body, mut all) = (r.into_body(), Vec::new());
+        while let Some(Ok(frame)) = body.frame().await {
+            all.extend_from_slice(&frame.into_data().unwrap());
+            if all.len() > 8 {
+                return refusal();
+            }
+        }
+        answer(all)
+    })
+}
+
 #[tokio::test]
-async fn bodies_have_the_app_s_limit() {
-    let (rig, h) = rig().await;
+async fn a_body_over_the_app_s_limit_is_refused_by_the_host_and_not_asked_for() {
+    let rig = Rig::new(|_| {}).await;
+    let h = short_host(&rig.socket("h"));
     let mut app = spec("small", &["small.test"], &[&h.path]);
     app.limits.request_body_bytes = Size(8);
     rig.publish(app);
-    let declared = "POST / HTTP/1.1\r\nHost: small.test\r\nConnection: close\r\nContent-Length: 9\r\n\r\n123456789";
-    assert_eq!(status(&rig.raw(declared).await), 413);
-    assert_eq!(h.requests(), 0);
-    let chunked = "POST / HTTP/1.1\r\nHost: small.test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
-                   5\r\n12345\r\n4\r\n6789\r\n0\r\n\r\n";
-    assert_eq!(status(&rig.raw(chunked).await), 413);
-    let fits = "POST / HTTP/1.1\r\nHost: small.test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
-                5\r\n12345\r\n3\r\n678\r\n0\r\n\r\n";
-    let response = rig.raw(fits).await;
+    let post = |framing: &str| format!("POST / HTTP/1.1\r\nHost: small.test\r\n{framing}\r\n\r\n");
+    // Announced: the head is enough, the client is never told to go on, and nothing of the body is sent.
+    let response = rig.raw(post("Expect: 100-continue\r\nContent-Length: 9")).await;
+    assert!(status(&response) == 413 && response.contains("connection: close"), "{response}");
+    assert!(response.contains("request_body_bytes") && !response.contains("100 Continue"), "{response}");
+    assert_eq!(h.last().headers["content-length"], "9");
+    let response = rig.raw(post("Content-Length: 9") + "123456789").await;
+    assert_eq!(status(&response), 413, "{response}");
+    // Not announced: as many bytes as the host needs to see it, in one piece or in several.
+    for chunks in ["5\r\n12345\r\n4\r\n6789\r\n0\r\n\r\n", "9\r\n123456789\r\n0\r\n\r\n", "5\r\n12345\r\n4\r\n6789\r\n"]
+    {
+        let response = rig.raw(post("Transfer-Encoding: chunked") + chunks).await;
+        assert!(status(&response) == 413 && response.contains("connection: close"), "{response}");
+    }
+    assert_eq!(h.requests(), 5, "none is asked twice");
+    until("no connection is kept that waits for a body", || rig.metric("marcato_edge_upstream_connections") == 0.0)
+        .await;
+    let fits = "Connection: close\r\nTransfer-Encoding: chunked";
+    let response = rig.raw(post(fits) + "5\r\n12345\r\n3\r\n678\r\n0\r\n\r\n").await;
     assert!(status(&response) == 200 && response.ends_with("12345678"), "{response}");
 }
 
