@@ -60,7 +60,8 @@ pub async fn run(config: RouterConfig, shutdown: CancellationToken) -> Result<()
     .await?;
     let table = Arc::new(TableCell::new());
     let (changed, changes) = watch::channel(0);
-    let mut registry = Registry::with_prefix("marcato");
+    // Each part says `marcato_…` itself.
+    let mut registry = Registry::default();
     let (upstream, server) = (control.upstream_tls(), control.server_tls(Arc::clone(&table)));
     let edge = Edge::new(EdgeConfig::standard(), Arc::clone(&table), changes, upstream, server, &mut registry);
     control.register_metrics(&mut registry);

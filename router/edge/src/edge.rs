@@ -69,7 +69,7 @@ impl Edge {
         registry: &mut Registry,
     ) -> Self {
         let clock = Clock::new();
-        let metrics = Metrics::register(registry);
+        let metrics = Metrics::register(registry, Arc::clone(&table));
         let upstream_tasks = TaskTracker::new();
         let connector = Connector::new(upstream_tls, cfg.connect_ms.into(), upstream_tasks.clone(), metrics.clone());
         let upstream = Upstream::new(connector, clock, cfg.pool_idle_per_host, cfg.pool_idle_ms.0);

@@ -114,10 +114,10 @@ impl<'a> Job<'a> {
         let entry = table
             .find(&self.exchange.host, self.head.uri.path())
             .ok_or_else(|| Refusal::new(ProblemKind::NoRoute, "Check the address, or the app's routes."))?;
+        self.exchange.routed(entry);
         if entry.stopped {
             return Err(Refusal::new(ProblemKind::AppStopped, "Its operator stopped it."));
         }
-        self.exchange.app = Some(Arc::clone(entry));
         Ok(Arc::clone(entry))
     }
 
