@@ -2,14 +2,16 @@
 //!
 //! An accept error never ends a listener, and a handshake never delays an accept: each connection
 //! has a task of its own, and those before their first request end at once when the edge drains.
+//! What hyper's parser refuses never becomes a request; hyper answers it, and this module logs and counts it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -32,6 +34,19 @@ pub(crate) struct Acceptor {
     pub(crate) tasks: TaskTracker,
     /// `None`: plain HTTP.
     pub(crate) tls: Option<TlsAcceptor>,
+}
+
+/// Runs what hyper spawns for an HTTP/2 connection, one task per stream, where the drain waits for it.
+#[derive(Clone)]
+struct Owned(TaskTracker);
+
+impl<F> Executor<F> for Owned
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
 }
 
 /// The two that the edge speaks.
@@ -102,7 +117,7 @@ impl Acceptor {
             None => {
                 let version = guard.state().until_drain(timeout(cfg.header_timeout_ms.into(), peek(&stream))).await;
                 if let Some(Ok(Some(version))) = version {
-                    self.speak(version, stream, peer, guard).await;
+                    self.speak(version, stream, address.ip(), peer, guard).await;
                 }
             }
             Some(tls) => {
@@ -114,7 +129,7 @@ impl Acceptor {
                             Some(b"h2") => Http::Two,
                             _ => Http::One,
                         };
-                        self.speak(version, stream, peer, guard).await;
+                        self.speak(version, stream, address.ip(), peer, guard).await;
                     }
                     Some(Ok(Err(error))) => {
                         self.shared.metrics.tls_failures.inc();
@@ -130,7 +145,7 @@ impl Acceptor {
         }
     }
 
-    async fn speak<T>(&self, version: Http, stream: T, peer: Arc<Peer>, guard: &ConnGuard)
+    async fn speak<T>(&self, version: Http, stream: T, address: IpAddr, peer: Arc<Peer>, guard: &ConnGuard)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -152,7 +167,7 @@ impl Acceptor {
             }
             Http::Two => {
                 state.is_http2();
-                let mut builder = http2::Builder::new(TokioExecutor::new());
+                let mut builder = http2::Builder::new(Owned(self.tasks.clone()));
                 builder
                     .timer(TokioTimer::new())
                     .max_concurrent_streams(cfg.http2_streams)
@@ -168,8 +183,26 @@ impl Acceptor {
             }
         };
         if let Some(Err(error)) = ended {
-            tracing::debug!(%error, "a client connection ended");
+            self.ended(&error, address);
         }
+    }
+
+    /// A connection ended with an error. When that is hyper's parser, hyper has answered by itself, without
+    /// a body or a request id, and no exchange was there to write the access log: this line stands for it.
+    fn ended(&self, error: &hyper::Error, client: IpAddr) {
+        let metrics = &self.shared.metrics;
+        let status = if error.is_parse_too_large() {
+            metrics.unparsed_too_large.inc();
+            431
+        } else if error.is_parse() {
+            metrics.unparsed_malformed.inc();
+            400
+        } else {
+            tracing::debug!(%error, %client, "a client connection ended");
+            return;
+        };
+        let cause = std::error::Error::source(error).map(ToString::to_string);
+        tracing::info!(target: "access", status, %client, reason = %error, cause, "not a request");
     }
 }
 
