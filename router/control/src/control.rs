@@ -182,9 +182,11 @@ impl Control {
         Arc::new(NamedCerts::new(files, authority, table, &self.config.cluster_domain))
     }
 
-    /// Looks at the certificate files now (SIGHUP); they are also looked at every two seconds.
-    pub fn reload_certificates(&self) -> bool {
-        self.public.reload_if_changed()
+    /// Loads the certificate files now (SIGHUP); they are also looked at every two seconds. Answers
+    /// whether they could be used; the old certificate goes on when not.
+    pub async fn reload_certificates(&self) -> bool {
+        let public = Arc::clone(&self.public);
+        tokio::task::spawn_blocking(move || public.reload()).await.unwrap_or(false)
     }
 
     /// The authority's certificate file, for clients.

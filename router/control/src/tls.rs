@@ -47,8 +47,8 @@ impl ReloadingCert {
         self.current.load_full()
     }
 
-    /// Loads the files again when they changed since the last look. Answers whether another
-    /// certificate is shown now.
+    /// Loads the files again when they changed since the last look. Answers whether they did and could
+    /// be used.
     pub fn reload_if_changed(&self) -> bool {
         let now = stamp(&self.leaf);
         {
@@ -57,6 +57,16 @@ impl ReloadingCert {
                 return false;
             }
         }
+        self.load_anew()
+    }
+
+    /// Loads the files again, changed or not: somebody asked. Answers whether they could be used.
+    pub fn reload(&self) -> bool {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = stamp(&self.leaf);
+        self.load_anew()
+    }
+
+    fn load_anew(&self) -> bool {
         match certified(&self.leaf) {
             Ok(key) => {
                 self.current.store(Arc::new(key));
@@ -64,7 +74,8 @@ impl ReloadingCert {
                 true
             }
             Err(e) => {
-                tracing::warn!(cert = %self.leaf.cert.display(), error = %e, "the new certificate cannot be used; the old one goes on");
+                let cause = std::error::Error::source(&e).map(ToString::to_string);
+                tracing::warn!(cert = %self.leaf.cert.display(), error = %e, cause, "the new certificate cannot be used; the old one goes on");
                 false
             }
         }
@@ -151,6 +162,7 @@ mod tests {
             .set_modified(SystemTime::now() + Duration::from_secs(5))
             .unwrap();
         assert!(cert.reload_if_changed());
+        assert!(!cert.reload_if_changed() && cert.reload(), "who asks is heard, changed or not");
         assert_ne!(cert.current.load_full().cert[0], first);
     }
 }
