@@ -33,7 +33,7 @@ const FIRST_TOKEN: &str = "admin";
 /// What the control plane needs to know.
 #[derive(Debug, Clone)]
 pub struct ControlConfig {
-    /// Where everything is kept: `state.sqlite`, `components/`, `ca.*`, `tls/`, `identity/`, `seal.key`, `admin.token`.
+    /// Where everything is kept: `state.sqlite`, `components/`, `ca.*`, `tls/`, `admin-tls/`, `identity/`, `seal.key`, `admin.token`.
     pub data_dir: PathBuf,
     /// Apps answer at `{app}.{cluster_domain}` unless they have their own routes.
     pub cluster_domain: String,
@@ -83,6 +83,7 @@ pub struct Control {
     authority: Arc<Authority>,
     upstream: Arc<rustls::ClientConfig>,
     public: Arc<ReloadingCert>,
+    admin: Arc<ReloadingCert>,
     hosts: HostClients,
     metrics: Metrics,
 }
@@ -100,6 +101,7 @@ struct Opened {
     authority: Authority,
     upstream: Arc<rustls::ClientConfig>,
     public: ReloadingCert,
+    admin: ReloadingCert,
 }
 
 /// Everything that waits for the disk.
@@ -109,12 +111,15 @@ fn open_files(config: &ControlConfig) -> Result<Opened, ControlError> {
     let authority = Authority::ensure(dir)?;
     let router = authority.ensure_router(&dir.join("identity"))?;
     let public = authority.ensure_public(&dir.join("tls"), &config.cluster_domain)?;
+    // Of its own: who replaces the edge's must not lock out the hosts, logins and supervisors that trust us.
+    let admin = authority.ensure_public(&dir.join("admin-tls"), &config.cluster_domain)?;
     Ok(Opened {
         store: SqliteStore::open(&dir.join("state.sqlite"))?,
         seal: SealKey::ensure(&dir.join("seal.key"))?,
         blobs: Blobs::local(&dir.join("components"))?,
         upstream: tls::upstream(&authority, &router)?,
         public: ReloadingCert::load(public)?,
+        admin: ReloadingCert::load(admin)?,
         authority,
     })
 }
@@ -139,6 +144,7 @@ impl Control {
             hosts: HostClients::new(Arc::clone(&opened.upstream)),
             upstream: opened.upstream,
             public: Arc::new(opened.public),
+            admin: Arc::new(opened.admin),
             metrics: Metrics::default(),
             config,
         })
@@ -182,11 +188,11 @@ impl Control {
         Arc::new(NamedCerts::new(files, authority, table, &self.config.cluster_domain))
     }
 
-    /// Loads the certificate files now (SIGHUP); they are also looked at every two seconds. Answers
-    /// whether they could be used; the old certificate goes on when not.
+    /// Loads the certificate files of edge and admin API now (SIGHUP); they are also looked at every two
+    /// seconds. Answers whether they could be used; the old certificate goes on when not.
     pub async fn reload_certificates(&self) -> bool {
-        let public = Arc::clone(&self.public);
-        tokio::task::spawn_blocking(move || public.reload()).await.unwrap_or(false)
+        let (public, admin) = (Arc::clone(&self.public), Arc::clone(&self.admin));
+        tokio::task::spawn_blocking(move || public.reload() & admin.reload()).await.unwrap_or(false)
     }
 
     /// The authority's certificate file, for clients.
@@ -229,9 +235,10 @@ impl Control {
             big_bodies: Shared::big_bodies(),
             shutdown: shutdown.clone(),
         });
-        let tls = tls::listener(Arc::clone(&self.public))?;
+        let tls = tls::listener(Arc::clone(&self.admin))?;
         let tracker = TaskTracker::new();
         tracker.spawn(Arc::clone(&self.public).watch(shutdown.clone()));
+        tracker.spawn(Arc::clone(&self.admin).watch(shutdown.clone()));
         api::serve(admin, tls, api::router(api), shutdown).await;
         tracker.close();
         tracker.wait().await;

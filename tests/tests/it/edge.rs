@@ -102,6 +102,14 @@ async fn certificates_are_replaced_while_it_serves() -> Result<()> {
     until("the second certificate", BOUND, || async { Ok(second.client(&cluster)?.get("/").await.ok()) }).await?;
     assert_eq!(open.request(Method::GET, "/", &[], empty()).await?.status, 404, "an open connection goes on");
     assert_eq!(cluster.router()?, router, "nothing was started anew");
+
+    // The admin API has a certificate of its own, which hosts, logins and the supervisor trust: with the
+    // operator's files in place the cluster starts again, and they stay the operator's.
+    let mut cluster = cluster;
+    cluster.crash_and_restart().await?;
+    assert_eq!(second.client(&cluster)?.get("/").await?.status, 404);
+    assert_eq!(std::fs::read_to_string(file(&cluster, "cert.pem"))?, second.cert);
+    assert!(cluster.cli(&["apps"]).await?.status.success(), "a login goes on");
     Ok(())
 }
 
