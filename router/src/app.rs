@@ -81,6 +81,7 @@ pub async fn run(config: RouterConfig, shutdown: CancellationToken) -> Result<()
         observed: Arc::clone(control.observed()),
         components: control.blobs().clone(),
         host_tls: control.upstream_tls(),
+        authority: Arc::clone(control.authority()),
         table,
         changed,
     };

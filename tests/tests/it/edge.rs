@@ -38,10 +38,10 @@ impl Operator {
         Ok(Self { ca, cert: leaf.signed_by(&key, &issuer)?.pem(), key: key.serialize_pem() })
     }
 
-    /// Puts the files in place, as an operator would: the key first.
+    /// Puts the files in place, the certificate first: from then on the files are the operator's.
     fn install(&self, cluster: &Cluster) -> Result<()> {
-        std::fs::write(file(cluster, "key.pem"), &self.key)?;
-        Ok(std::fs::write(file(cluster, "cert.pem"), &self.cert)?)
+        std::fs::write(file(cluster, "cert.pem"), &self.cert)?;
+        Ok(std::fs::write(file(cluster, "key.pem"), &self.key)?)
     }
 
     /// A client that trusts this authority only.
