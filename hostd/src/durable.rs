@@ -37,6 +37,15 @@ pub(crate) fn commit(temp: tempfile::NamedTempFile, path: &Path) -> io::Result<(
     sync_dir(parent(path)?)
 }
 
+/// Removes a file durably; one that is not there is fine.
+pub(crate) fn ensure_removed(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+        Ok(()) => sync_dir(parent(path)?),
+    }
+}
+
 /// Makes renames and removals in a directory durable.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()

@@ -2,7 +2,8 @@
 //!
 //! A host joins once. The key is made and stored first, so that a second attempt after a crash asks for the
 //! same key; `cert.pem` is stored last, so that its presence means "joined". After that the join token is
-//! not looked at again.
+//! not looked at again. `renewed.pem`, a later key and its certificate in one file, goes before both; what puts
+//! it there is in `renewal`.
 
 use std::fs;
 use std::io;
@@ -10,17 +11,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::StatusCode;
-use marcato_api::{HostId, JoinRequest, JoinResponse, Problem, admin_paths};
+use jiff::Timestamp;
+use marcato_api::{CertificateTerm, HostId, JoinRequest, JoinResponse, Problem, admin_paths};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use zeroize::Zeroizing;
 
 use crate::config::JoinSettings;
-use crate::tls::{self, Caller, TlsError};
+use crate::tls::{self, Caller, Certificate, Shown, TlsError};
 use crate::{client, durable};
 
 const KEY: &str = "key.pem";
 const CERT: &str = "cert.pem";
 const CA: &str = "ca.pem";
+/// Key and certificate in one file, so that a crash leaves the old pair or the new one.
+pub(crate) const RENEWED: &str = "renewed.pem";
 /// Longest answer to a join.
 const ANSWER_BYTES: usize = 1 << 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -64,7 +68,8 @@ pub enum IdentityError {
 /// A host's key, certificate and authority, as PEM.
 pub(crate) struct Identity {
     pub(crate) key_pem: Zeroizing<String>,
-    pub(crate) cert_pem: String,
+    /// May hold the key as well.
+    pub(crate) cert_pem: Zeroizing<String>,
     pub(crate) ca_pem: String,
 }
 
@@ -85,12 +90,18 @@ pub(crate) async fn ensure(
     join: Option<&JoinSettings>,
 ) -> Result<Identity, IdentityError> {
     if dir.join(CERT).exists() {
+        let renewed = dir.join(RENEWED);
+        let (key, cert) = if renewed.exists() { (renewed.clone(), renewed) } else { (dir.join(KEY), dir.join(CERT)) };
         let identity = Identity {
-            key_pem: Zeroizing::new(read(dir.join(KEY))?),
-            cert_pem: read(dir.join(CERT))?,
+            key_pem: Zeroizing::new(read(key)?),
+            cert_pem: Zeroizing::new(read(cert)?),
             ca_pem: read(dir.join(CA))?,
         };
-        identity.check(&wish.id)?;
+        let term = identity.check(&wish.id)?;
+        if term.not_after <= Timestamp::now() {
+            // It goes on with its ledger: on a Unix socket the edge needs no certificate of it.
+            tracing::error!(ended = %term.not_after, "this host's certificate has ended, so the control plane cannot reach it; remove identity/cert.pem and start it with a new join token");
+        }
         return Ok(identity);
     }
     let settings = join.ok_or(IdentityError::NotJoined)?;
@@ -100,10 +111,13 @@ pub(crate) async fn ensure(
     let answer = ask(settings, &request).await?;
     let identity = Identity {
         key_pem: Zeroizing::new(key.serialize_pem()),
-        cert_pem: answer.certificate_pem,
+        cert_pem: Zeroizing::new(answer.certificate_pem),
         ca_pem: answer.ca_pem,
     };
     identity.check(&id)?;
+    // Of an identity that was taken away by hand.
+    durable::ensure_removed(&dir.join(RENEWED))
+        .map_err(|source| IdentityError::File { path: dir.join(RENEWED), source })?;
     write(dir.join(CA), &identity.ca_pem)?;
     write(dir.join(CERT), &identity.cert_pem)?;
     tracing::info!(host = %id, "joined the cluster");
@@ -112,24 +126,16 @@ pub(crate) async fn ensure(
 
 impl Identity {
     /// Whether key, certificate and authority fit together and the certificate is this host's.
-    fn check(&self, id: &HostId) -> Result<(), IdentityError> {
-        self.server_config()?;
-        let chain = tls::certificates(self.cert_pem.as_bytes(), "the host's certificate")?;
-        if tls::caller_of(&chain[0]) == Some(Caller::Host(id.clone())) {
-            Ok(())
-        } else {
-            Err(IdentityError::OtherHost(id.clone()))
-        }
+    fn check(&self, id: &HostId) -> Result<CertificateTerm, IdentityError> {
+        let certificate = self.certificate()?;
+        let (caller, term) = (certificate.caller(), certificate.term);
+        tls::server_config(Shown::new(certificate), self.ca_pem.as_bytes())?;
+        if caller == Some(Caller::Host(id.clone())) { Ok(term) } else { Err(IdentityError::OtherHost(id.clone())) }
     }
 
-    /// For this host's listeners.
-    pub(crate) fn server_config(&self) -> Result<rustls::ServerConfig, TlsError> {
-        tls::server_config(self.key_pem.as_bytes(), self.cert_pem.as_bytes(), self.ca_pem.as_bytes())
-    }
-
-    /// For this host's calls to others.
-    pub(crate) fn peer_config(&self) -> Result<rustls::ClientConfig, TlsError> {
-        tls::peer_config(self.key_pem.as_bytes(), self.cert_pem.as_bytes(), self.ca_pem.as_bytes())
+    /// Key and certificate, ready to be shown.
+    pub(crate) fn certificate(&self) -> Result<Certificate, TlsError> {
+        Certificate::from_pem(self.key_pem.as_bytes(), self.cert_pem.as_bytes())
     }
 }
 
@@ -143,7 +149,7 @@ fn ensure_key(path: &Path) -> Result<KeyPair, IdentityError> {
 }
 
 /// A request that says nothing but the key: names are the control plane's to give.
-fn signing_request(key: &KeyPair) -> Result<String, IdentityError> {
+pub(crate) fn signing_request(key: &KeyPair) -> Result<String, IdentityError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.serialize_request(key).and_then(|csr| csr.pem()).map_err(IdentityError::Key)

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use marcato_api::{
-    ComponentStatus, Generation, HostCapacity, HostId, HostUsage, InstanceStatus, Inventory, ServiceId, ServiceStatus,
+    CertificateTerm, ComponentStatus, Generation, HostCapacity, HostId, HostUsage, InstanceStatus, Inventory,
+    ServiceId, ServiceStatus,
 };
 use marcato_runtime::Instance;
 
@@ -23,11 +24,13 @@ pub(crate) struct Sources {
     pub(crate) services: ServicesStatus,
     /// As the databases themselves report it.
     pub(crate) databases: Vec<ServiceStatus>,
+    pub(crate) certificate: CertificateTerm,
 }
 
 /// Puts an inventory together.
 pub(crate) fn inventory(sources: Sources) -> Inventory {
-    let Sources { host, started_at, generation, capacity, used, components, instances, services, databases } = sources;
+    let Sources { host, started_at, generation, capacity, used, components, instances, services, databases, .. } =
+        sources;
     Inventory {
         host,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -38,6 +41,7 @@ pub(crate) fn inventory(sources: Sources) -> Inventory {
         components,
         instances: instances.entries.iter().map(instance_status).collect(),
         services: service_statuses(databases, services.failures),
+        certificate: Some(sources.certificate),
     }
 }
 

@@ -22,6 +22,7 @@ mod metrics;
 mod node;
 mod reconcile;
 mod remote;
+mod renewal;
 mod run;
 mod serve;
 pub mod services;

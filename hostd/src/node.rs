@@ -8,9 +8,9 @@ use http_body::Body;
 use http_body_util::Full;
 use jiff::Timestamp;
 use marcato_api::{
-    AccessError, AccessRequest, AccessResponse, ApiResult, ComponentStatus, Digest, Generation, HostApi, HostCapacity,
-    HostConfig, HostId, Inventory, KeyValueError, KeyValueRequest, KeyValueResponse, LogPage, LogQuery, Problem,
-    ProblemKind, ServiceId,
+    AccessError, AccessRequest, AccessResponse, ApiResult, CertificateRequest, CertificateTerm, ComponentStatus,
+    Digest, Generation, HostApi, HostCapacity, HostConfig, HostId, Inventory, KeyValueError, KeyValueRequest,
+    KeyValueResponse, LogPage, LogQuery, NewCertificate, Problem, ProblemKind, ServiceId,
 };
 use marcato_runtime::Runtime;
 use tokio::sync::{Notify, watch};
@@ -23,6 +23,7 @@ use crate::metrics::{InstanceNumbers, Metrics, Moment};
 use crate::reconcile::components::chain;
 use crate::reconcile::instances::InstancesStatus;
 use crate::reconcile::services::ServicesStatus;
+use crate::renewal::{Renewal, RenewalError};
 use crate::serve::BoxError;
 use crate::services::{ServiceError, ServiceHost};
 
@@ -35,6 +36,7 @@ pub(crate) struct Node {
     pub(crate) started_at: Timestamp,
     pub(crate) capacity: HostCapacity,
     pub(crate) ledger: Ledger,
+    pub(crate) renewal: Arc<Renewal>,
     pub(crate) store: ComponentStore,
     pub(crate) runtime: Runtime,
     pub(crate) services: Arc<ServiceHost>,
@@ -85,6 +87,17 @@ fn service_problem(error: &ServiceError) -> Problem {
     Problem::new(kind, chain(error))
 }
 
+fn renewal_problem(error: &RenewalError) -> Problem {
+    let kind = match error {
+        RenewalError::NotAsked => ProblemKind::Conflict,
+        RenewalError::Unusable(_) | RenewalError::OtherHost => ProblemKind::Invalid,
+        RenewalError::Key(_) => ProblemKind::Internal,
+        RenewalError::Store(_) => ProblemKind::Unavailable,
+    };
+    tracing::warn!(error = %chain(error), "the certificate was not renewed");
+    Problem::new(kind, chain(error))
+}
+
 fn no_service(id: &ServiceId, kind: &str) -> Problem {
     Problem::new(ProblemKind::NotFound, format!("this host has no {kind} service {id}"))
 }
@@ -125,6 +138,7 @@ impl HostApi for Node {
             instances: self.instance_status.borrow().clone(),
             services: self.service_status.borrow().clone(),
             databases: self.services.statuses(),
+            certificate: self.renewal.term(),
         }))
     }
 
@@ -172,5 +186,18 @@ impl HostApi for Node {
         let restored = self.services.restore(service, bytes).await.map_err(|e| service_problem(&e));
         self.wake_services.notify_one();
         restored
+    }
+
+    async fn certificate_request(&self) -> ApiResult<CertificateRequest> {
+        let csr_pem = self.renewal.request().map_err(|e| renewal_problem(&e))?;
+        Ok(CertificateRequest { csr_pem })
+    }
+
+    async fn put_certificate(&self, certificate: NewCertificate) -> ApiResult<CertificateTerm> {
+        let renewal = Arc::clone(&self.renewal);
+        let taking = move || renewal.take(&certificate.certificate_pem, Timestamp::now());
+        let taken = tokio::task::spawn_blocking(taking).await;
+        let taken = taken.map_err(|e| Problem::new(ProblemKind::Internal, e.to_string()))?;
+        taken.map_err(|e| renewal_problem(&e))
     }
 }

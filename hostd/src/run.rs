@@ -35,6 +35,7 @@ use crate::reconcile::drive;
 use crate::reconcile::instances::{InstanceMap, Instances, InstancesSetup, InstancesStatus};
 use crate::reconcile::services::{Services, ServicesStatus};
 use crate::remote::ServiceCalls;
+use crate::renewal::Renewal;
 use crate::serve::{Bounds, Security, serve};
 use crate::services::ServiceHost;
 use crate::workers::Workers;
@@ -63,7 +64,7 @@ pub async fn run(cfg: HostdConfig, shutdown: CancellationToken) -> Result<(), Ho
         () = shutdown.cancelled() => return Ok(()),
         identity = joining => identity?,
     };
-    let mut tasks = Box::pin(start(cfg, &identity, &shutdown)).await?;
+    let mut tasks = Box::pin(start(cfg, identity, &shutdown)).await?;
     let ended = tokio::select! {
         biased;
         () = shutdown.cancelled() => None,
@@ -128,14 +129,15 @@ fn ingress_security(listener: &Listener, acceptor: &TlsAcceptor) -> Security {
     }
 }
 
-async fn start(cfg: HostdConfig, identity: &Identity, shutdown: &CancellationToken) -> Result<Tasks, HostdError> {
+async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToken) -> Result<Tasks, HostdError> {
     let dir = cfg.data_dir;
     let data = |part: &str| {
         let path = dir.join(part);
         move |source| HostdError::DataDir { path, source }
     };
     let ledger = Ledger::open(&dir, SealKey::ensure(&dir.join("identity").join("seal.key"))?)?;
-    let acceptor = TlsAcceptor::from(Arc::new(identity.server_config().map_err(IdentityError::from)?));
+    let renewal = Arc::new(Renewal::new(&dir.join("identity"), cfg.id.clone(), identity).map_err(IdentityError::from)?);
+    let acceptor = TlsAcceptor::from(Arc::new(renewal.server_config().map_err(IdentityError::from)?));
     let control = Listener::open(cfg.control)?;
     let ingress = Listener::open(cfg.ingress)?;
     let runtime = Runtime::new(RuntimeConfig {
@@ -146,7 +148,7 @@ async fn start(cfg: HostdConfig, identity: &Identity, shutdown: &CancellationTok
     })?;
     let store = ComponentStore::open(dir.join("components")).map_err(data("components"))?;
     let services = Arc::new(ServiceHost::new(dir.join("services")).map_err(data("services"))?);
-    let peers = PeerClient::new(identity.peer_config().map_err(IdentityError::from)?);
+    let peers = PeerClient::new(renewal.peer_config().map_err(IdentityError::from)?);
     let calls = ServiceCalls::new(cfg.id.clone(), services.clone(), peers);
     let metrics = Arc::new(Metrics::new(cfg.id.as_str()));
     let started_at = Timestamp::now();
@@ -166,6 +168,7 @@ async fn start(cfg: HostdConfig, identity: &Identity, shutdown: &CancellationTok
         started_at,
         capacity,
         ledger: ledger.clone(),
+        renewal,
         store: store.clone(),
         runtime: runtime.clone(),
         services: services.clone(),

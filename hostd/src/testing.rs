@@ -14,11 +14,18 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::{HostdConfig, Listen};
 use crate::error::HostdError;
+use crate::tls::{Certificate, Shown};
 
 /// A key with its certificate.
 pub(crate) struct Leaf {
     pub(crate) key_pem: String,
     pub(crate) cert_pem: String,
+}
+
+impl Leaf {
+    pub(crate) fn shown(&self) -> Arc<Shown> {
+        Shown::new(Certificate::from_pem(self.key_pem.as_bytes(), self.cert_pem.as_bytes()).unwrap())
+    }
 }
 
 /// A cluster authority.
@@ -83,8 +90,7 @@ pub(crate) async fn call_tls(
     ca_pem: &str,
     request: Request<Full<Bytes>>,
 ) -> Result<Response<Bytes>, String> {
-    let mut config =
-        crate::tls::peer_config(leaf.key_pem.as_bytes(), leaf.cert_pem.as_bytes(), ca_pem.as_bytes()).unwrap();
+    let mut config = crate::tls::peer_config(leaf.shown(), ca_pem.as_bytes()).unwrap();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     let name = rustls::pki_types::ServerName::try_from(server_name.to_owned()).unwrap();
     let connector = TlsConnector::from(Arc::new(config));

@@ -5,11 +5,16 @@
 
 use std::sync::Arc;
 
-use marcato_api::HostId;
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use marcato_api::{CertificateTerm, HostId};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
@@ -43,9 +48,94 @@ pub enum TlsError {
     /// The library refuses key, chain or authority.
     #[error("key, certificate and authority do not fit together")]
     Rustls(#[from] rustls::Error),
-    /// The authority cannot verify clients.
-    #[error("the authority cannot be used to verify clients")]
+    /// The authority cannot verify others.
+    #[error("the authority cannot be used to verify others")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
+    /// The library reads the certificate, we do not.
+    #[error("the certificate cannot be read")]
+    Unreadable,
+}
+
+/// A certificate with its key, and how long it is good.
+#[derive(Debug)]
+pub(crate) struct Certificate {
+    pub(crate) key: Arc<CertifiedKey>,
+    pub(crate) term: CertificateTerm,
+}
+
+impl Certificate {
+    /// From PEM. Errors: either cannot be used, or they do not belong together.
+    pub(crate) fn from_pem(key_pem: &[u8], cert_pem: &[u8]) -> Result<Self, TlsError> {
+        let chain = certificates(cert_pem, "the host's certificate")?;
+        let term = term_of(&chain[0]).ok_or(TlsError::Unreadable)?;
+        let key = CertifiedKey::from_der(chain, private_key(key_pem)?, &provider())?;
+        Ok(Self { key: Arc::new(key), term })
+    }
+
+    /// Whose it is; see [`caller_of`].
+    pub(crate) fn caller(&self) -> Option<Caller> {
+        self.key.cert.first().and_then(caller_of)
+    }
+}
+
+/// What this host shows, to those who call it and to those it calls; replaced while connections run. A connection
+/// keeps what it was made with.
+#[derive(Debug)]
+pub(crate) struct Shown(ArcSwap<Certificate>);
+
+impl Shown {
+    pub(crate) fn new(certificate: Certificate) -> Arc<Self> {
+        Arc::new(Self(ArcSwap::from_pointee(certificate)))
+    }
+
+    pub(crate) fn current(&self) -> Arc<Certificate> {
+        self.0.load_full()
+    }
+
+    pub(crate) fn replace(&self, certificate: Certificate) {
+        self.0.store(Arc::new(certificate));
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.load().key))
+    }
+}
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.load().key))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn term_of(certificate: &CertificateDer<'_>) -> Option<CertificateTerm> {
+    let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
+    let time = |t: x509_parser::time::ASN1Time| Timestamp::from_second(t.timestamp()).ok();
+    Some(CertificateTerm {
+        not_before: time(parsed.validity().not_before)?,
+        not_after: time(parsed.validity().not_after)?,
+    })
+}
+
+/// Whether a client that believes this authority and wants this host would take the certificate at `now`.
+pub(crate) fn verify_host(
+    certificate: &Certificate,
+    host: &HostId,
+    ca_pem: &[u8],
+    now: Timestamp,
+) -> Result<(), TlsError> {
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots(ca_pem)?, provider()).build()?;
+    let name = ServerName::try_from(host_server_name(host)).map_err(|e| rustls::Error::General(e.to_string()))?;
+    let since_1970 = std::time::Duration::from_secs(u64::try_from(now.as_second()).unwrap_or_default());
+    let chain = &certificate.key.cert;
+    let first = chain.first().ok_or(TlsError::Unreadable)?;
+    verifier.verify_server_cert(first, &chain[1..], &name, &[], UnixTime::since_unix_epoch(since_1970))?;
+    Ok(())
 }
 
 /// The name that a host's certificate has for its clients.
@@ -78,22 +168,22 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 }
 
 /// For a listener: shows the host's certificate and demands one of the cluster.
-pub(crate) fn server_config(key_pem: &[u8], cert_pem: &[u8], ca_pem: &[u8]) -> Result<ServerConfig, TlsError> {
+pub(crate) fn server_config(shown: Arc<Shown>, ca_pem: &[u8]) -> Result<ServerConfig, TlsError> {
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca_pem)?, provider()).build()?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(certificates(cert_pem, "the host's certificate")?, private_key(key_pem)?)?;
+        .with_cert_resolver(shown);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
 
 /// For calls to other hosts: shows the host's certificate, speaks HTTP/2.
-pub(crate) fn peer_config(key_pem: &[u8], cert_pem: &[u8], ca_pem: &[u8]) -> Result<ClientConfig, TlsError> {
+pub(crate) fn peer_config(shown: Arc<Shown>, ca_pem: &[u8]) -> Result<ClientConfig, TlsError> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots(ca_pem)?)
-        .with_client_auth_cert(certificates(cert_pem, "the host's certificate")?, private_key(key_pem)?)?;
+        .with_client_cert_resolver(shown);
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
 }
@@ -154,11 +244,15 @@ mod tests {
         let ca = TestCa::new();
         let leaf = ca.leaf_with_uris(&["marcato://host/h1"]);
         let (key, cert, authority) = (leaf.key_pem.as_bytes(), leaf.cert_pem.as_bytes(), ca.pem());
-        assert!(server_config(key, cert, authority.as_bytes()).is_ok());
-        assert!(server_config(b"x", cert, authority.as_bytes()).is_err());
-        assert!(server_config(key, b"", authority.as_bytes()).is_err());
-        assert!(server_config(key, cert, b"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n").is_err());
+        let shown = || Shown::new(Certificate::from_pem(key, cert).unwrap());
+        assert!(server_config(shown(), authority.as_bytes()).is_ok());
+        assert!(Certificate::from_pem(b"x", cert).is_err());
+        assert!(Certificate::from_pem(key, b"").is_err());
+        let garbage = b"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
+        assert!(Certificate::from_pem(key, garbage).is_err());
+        assert!(server_config(shown(), garbage).is_err());
+        assert!(peer_config(shown(), garbage).is_err());
         let other = ca.leaf_with_uris(&["marcato://host/h2"]);
-        assert!(server_config(other.key_pem.as_bytes(), cert, authority.as_bytes()).is_err(), "another key");
+        assert!(Certificate::from_pem(other.key_pem.as_bytes(), cert).is_err(), "another key");
     }
 }

@@ -1,6 +1,7 @@
 //! Wires the edge to the control plane: one cell for the route table, one signal that it changed, one registry,
 //! one shutdown token. Nothing else is shared, so the edge goes on when the control plane does not.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use marcato_balance::TableCell;
 use marcato_control::{Control, ControlConfig, ControlError, Tasks, spawn_tasks};
 use marcato_edge::{Edge, EdgeConfig, EdgeError};
 use prometheus_client::registry::Registry;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -39,6 +41,9 @@ pub enum RouterError {
     /// A listening socket cannot be used.
     #[error("the admin listener cannot be used")]
     Listener(#[source] io::Error),
+    /// SIGHUP cannot be listened for.
+    #[error("SIGHUP cannot be listened for")]
+    Signal(#[source] io::Error),
     /// The control plane cannot start.
     #[error("the control plane cannot start")]
     Control(#[from] ControlError),
@@ -50,9 +55,11 @@ pub enum RouterError {
 /// How long requests wait in the listeners' backlog for the first route table.
 const FIRST_TABLE: Duration = Duration::from_secs(3);
 
-/// Serves until `shutdown` is cancelled, then drains: the edge first, then the control plane.
+/// Serves until `shutdown` is cancelled, then drains: the edge first, then the control plane. SIGHUP makes
+/// it load the public listeners' certificate files again.
 pub async fn run(config: RouterConfig, shutdown: CancellationToken) -> Result<(), RouterError> {
     let admin = listener(config.admin).map_err(RouterError::Listener)?;
+    let hangup = signal(SignalKind::hangup()).map_err(RouterError::Signal)?;
     let control = Control::open(ControlConfig {
         data_dir: config.data_dir,
         cluster_domain: config.domain,
@@ -63,7 +70,8 @@ pub async fn run(config: RouterConfig, shutdown: CancellationToken) -> Result<()
     .await?;
     let table = Arc::new(TableCell::new());
     let (changed, changes) = watch::channel(0);
-    let mut registry = Registry::with_prefix("marcato");
+    // Each part says `marcato_…` itself.
+    let mut registry = Registry::default();
     let (upstream, server) = (control.upstream_tls(), control.server_tls(Arc::clone(&table)));
     let (standard, cell, workers) = (EdgeConfig::standard(), Arc::clone(&table), config.workers);
     let edge = Edge::new(standard, cell, &changes, &upstream, server, workers, &mut registry);
@@ -77,13 +85,17 @@ pub async fn run(config: RouterConfig, shutdown: CancellationToken) -> Result<()
         observed: Arc::clone(control.observed()),
         components: control.blobs().clone(),
         host_tls: control.upstream_tls(),
+        authority: Arc::clone(control.authority()),
         table,
         changed,
     };
     let mut ready = spawn_tasks(tasks, &tracker, &control_end);
     let end = control_end.clone();
     let admin = tracker.spawn(async move {
-        let outcome = control.serve_admin(admin, Arc::new(registry), end).await;
+        let outcome = tokio::select! {
+            outcome = control.serve_admin(admin, Arc::new(registry), end) => outcome,
+            never = reload_on(hangup, &control) => match never {},
+        };
         if let Err(error) = &outcome {
             tracing::error!(%error, "the admin API ended; requests are served with the last route table");
         }
@@ -103,6 +115,15 @@ pub async fn run(config: RouterConfig, shutdown: CancellationToken) -> Result<()
     tracker.wait().await;
     drop(admin.await);
     Ok(served?)
+}
+
+/// Never ends.
+async fn reload_on(mut hangup: Signal, control: &Control) -> Infallible {
+    while hangup.recv().await.is_some() {
+        tracing::info!("SIGHUP: the certificate files are loaded again");
+        control.reload_certificates().await;
+    }
+    std::future::pending().await
 }
 
 fn listener(socket: TcpListener) -> io::Result<tokio::net::TcpListener> {

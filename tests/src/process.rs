@@ -69,6 +69,11 @@ pub fn kill_now(pid: Pid) -> Result<()> {
     kill(pid, Signal::SIGKILL).with_context(|| format!("kill -9 {pid}"))
 }
 
+/// SIGHUP, to a process that this test started.
+pub fn hang_up(pid: Pid) -> Result<()> {
+    kill(pid, Signal::SIGHUP).with_context(|| format!("kill -HUP {pid}"))
+}
+
 /// SIGSTOP now, SIGCONT when dropped: the process is there and answers nobody.
 pub fn stop_and_continue(pid: Pid) -> Result<impl Drop> {
     struct Stopped(Pid);

@@ -9,8 +9,8 @@ use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::routing::{get, post, put};
 use http::{HeaderMap, Method, Response, Uri};
 use marcato_api::{
-    AccessRequest, AppName, HostApi, HostConfig, KeyValueRequest, LogCursor, LogQuery, Millis, Problem, ProblemKind,
-    host_paths,
+    AccessRequest, AppName, HostApi, HostConfig, KeyValueRequest, LogCursor, LogQuery, Millis, NewCertificate, Problem,
+    ProblemKind, host_paths,
 };
 use serde::Deserialize;
 
@@ -24,6 +24,8 @@ const CONFIG_BYTES: usize = 64 << 20;
 const CALL_BYTES: usize = 64 << 20;
 /// A database that is restored; it is held in memory while it is checked.
 const RESTORE_BYTES: usize = 1 << 30;
+/// A certificate chain.
+const CERTIFICATE_BYTES: usize = 64 << 10;
 /// Lines of a page when the query does not say.
 const LOG_LINES: u32 = 1000;
 
@@ -37,6 +39,8 @@ pub(crate) fn routes(node: Arc<Node>) -> Router {
         .route("/v1/services/{id}/access", post(access))
         .route("/v1/services/{id}/keyvalue", post(keyvalue))
         .route("/v1/services/{id}/backup", get(backup).put(restore))
+        .route(host_paths::CERTIFICATE_REQUEST, post(certificate_request))
+        .route(host_paths::CERTIFICATE, put(put_certificate))
         .route(host_paths::METRICS, get(metrics))
         .route(host_paths::HEALTH, get(health))
         .route(host_paths::VERSION, get(version))
@@ -120,6 +124,15 @@ async fn restore(State(node): State<Arc<Node>>, Path(id): Path<String>, body: Bo
     let copy = reply::read(body, RESTORE_BYTES).await?;
     node.restore(&id, copy.into()).await?;
     Ok(reply::nothing())
+}
+
+async fn certificate_request(State(node): State<Arc<Node>>) -> Reply {
+    reply::json(&node.certificate_request().await?)
+}
+
+async fn put_certificate(State(node): State<Arc<Node>>, headers: HeaderMap, body: Body) -> Reply {
+    let certificate: NewCertificate = reply::read_json(&headers, body, CERTIFICATE_BYTES).await?;
+    reply::json(&node.put_certificate(certificate).await?)
 }
 
 async fn metrics(State(node): State<Arc<Node>>) -> Reply {

@@ -12,7 +12,7 @@ fn service(id: &str, kind: ServiceKind) -> ServiceSpec {
 
 fn calls_of_h2(ca: &TestCa, dir: &std::path::Path, control: &HostAddress) -> Arc<ServiceCalls> {
     let leaf = ca.host("h2");
-    let tls = tls::peer_config(leaf.key_pem.as_bytes(), leaf.cert_pem.as_bytes(), ca.pem().as_bytes()).unwrap();
+    let tls = tls::peer_config(leaf.shown(), ca.pem().as_bytes()).unwrap();
     let local = Arc::new(ServiceHost::new(dir.join("h2-services")).unwrap());
     let calls = ServiceCalls::new(HostId::new("h2").unwrap(), local, PeerClient::new(tls));
     calls.set_peers(&[Peer { id: HostId::new("h1").unwrap(), control: control.clone() }]);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use marcato_api::{AppName, InstanceId, Limits, Route};
 
 use crate::endpoint::{Endpoint, EndpointSpec};
+use crate::stats::AppStats;
 
 /// What the control plane says of an app.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub struct AppEntry {
     pub routes: Vec<Route>,
     /// Instances that take requests now.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// What the request path counts.
+    pub stats: Arc<AppStats>,
 }
 
 /// Path prefixes of one host name.
@@ -66,12 +69,13 @@ impl RouteTable {
     }
 
     /// A table of these apps. An endpoint that `previous` has just so is kept, with its in-flight
-    /// count and breaker. When two apps claim a route, the first one has it: the control plane
+    /// count and breaker, and an app keeps its numbers. When two apps claim a route, the first one has it: the control plane
     /// refuses such a claim, and one that slips through must not depend on the weather.
     #[must_use]
     pub fn build(version: u64, apps: Vec<AppSpec>, previous: &RouteTable) -> RouteTable {
         let known: HashMap<&InstanceId, &Arc<Endpoint>> =
             previous.apps.iter().flat_map(|a| &a.endpoints).map(|e| (&e.instance, e)).collect();
+        let counted: HashMap<&AppName, &Arc<AppStats>> = previous.apps.iter().map(|a| (&a.app, &a.stats)).collect();
         let mut table = RouteTable { version, apps: Vec::with_capacity(apps.len()), hosts: HashMap::new() };
         for spec in apps {
             let endpoints = spec
@@ -82,12 +86,14 @@ impl RouteTable {
                     _ => Arc::new(Endpoint::new(e)),
                 })
                 .collect();
+            let stats = counted.get(&spec.app).map_or_else(Arc::default, |s| Arc::clone(s));
             let entry = Arc::new(AppEntry {
                 app: spec.app,
                 stopped: spec.stopped,
                 limits: spec.limits,
                 routes: spec.routes,
                 endpoints,
+                stats,
             });
             for route in &entry.routes {
                 let host = route.host.to_ascii_lowercase().into_boxed_str();

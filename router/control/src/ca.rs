@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use marcato_api::HostId;
+use jiff::Timestamp;
+use marcato_api::{CertificateTerm, HostId};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
@@ -23,10 +24,8 @@ use crate::files::{self, FileError};
 const DAY: Duration = Duration::from_secs(86_400);
 /// The authority outlives any machine; replacing it means joining every host anew.
 const AUTHORITY_DAYS: u32 = 20 * 365;
-/// Everything that the authority signs.
+/// Everything that the authority signs; a successor is made after two thirds of it.
 const LEAF_DAYS: u32 = 365;
-/// A leaf that ends within this is made anew at start.
-const RENEW_DAYS: u32 = 60;
 /// Clocks of two machines differ.
 const SKEW: Duration = Duration::from_secs(3_600);
 /// The identity of every router.
@@ -86,7 +85,7 @@ impl Authority {
             // The key is written first: a crash in between leaves a key that no certificate was seen for.
             (None, _) => {
                 let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Make)?;
-                let pem = authority_params().self_signed(&key).map_err(CaError::Make)?.pem();
+                let pem = authority_params(Timestamp::now())?.self_signed(&key).map_err(CaError::Make)?.pem();
                 files::write_secret(&key_path, key.serialize_pem().as_bytes())?;
                 files::write_public(&cert_path, pem.as_bytes())?;
                 (pem, key)
@@ -116,27 +115,27 @@ impl Authority {
         Ok(Arc::new(roots))
     }
 
-    /// A host's certificate chain for the public key of its request.
-    pub fn sign_host(&self, csr_pem: &str, host: &HostId) -> Result<String, CaError> {
+    /// A host's certificate chain for the public key of its request, good from `now`.
+    pub fn sign_host(&self, csr_pem: &str, host: &HostId, now: Timestamp) -> Result<String, CaError> {
         let csr = CertificateSigningRequestParams::from_pem(csr_pem).map_err(CaError::Request)?;
         let sans = vec![
             dns(&format!("{host}.host.marcato.internal")).map_err(CaError::Make)?,
             uri(&format!("marcato://host/{host}")).map_err(CaError::Make)?,
         ];
-        let params = leaf_params(&format!("host {host}"), sans);
+        let params = leaf_params(&format!("host {host}"), sans, now)?;
         let cert = params.signed_by(&csr.public_key, &self.issuer).map_err(CaError::Make)?;
         Ok(format!("{}{}", cert.pem(), self.pem))
     }
 
-    /// This router's identity in `dir/{cert,key}.pem`, made anew when it is near its end.
-    pub fn ensure_router(&self, dir: &Path) -> Result<Leaf, CaError> {
+    /// This router's identity in `dir/{cert,key}.pem`, made anew once it is due at `now`.
+    pub fn ensure_router(&self, dir: &Path, now: Timestamp) -> Result<Leaf, CaError> {
         let sans = vec![dns(ROUTER_NAME), uri(ROUTER_URI)].into_iter().collect::<Result<_, _>>();
-        self.ensure_leaf(dir, "router", sans.map_err(CaError::Make)?, true)
+        self.ensure_leaf(dir, "router", sans.map_err(CaError::Make)?, true, now)
     }
 
-    /// The public listeners' certificate in `dir/{cert,key}.pem`. A file that another authority signed
-    /// is the operator's and is left alone.
-    pub fn ensure_public(&self, dir: &Path, domain: &str) -> Result<Leaf, CaError> {
+    /// The public listeners' certificate in `dir/{cert,key}.pem`, made anew once it is due at `now`. A file that
+    /// another authority signed is the operator's and is left alone.
+    pub fn ensure_public(&self, dir: &Path, domain: &str, now: Timestamp) -> Result<Leaf, CaError> {
         let mut names = vec!["localhost".to_owned(), "*.localhost".to_owned()];
         if domain != "localhost" {
             names.extend([domain.to_owned(), format!("*.{domain}")]);
@@ -144,13 +143,17 @@ impl Authority {
         let mut sans: Vec<SanType> = names.iter().map(|n| dns(n)).collect::<Result<_, _>>().map_err(CaError::Make)?;
         let ips = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
         sans.extend(ips.map(SanType::IpAddress));
-        self.ensure_leaf(dir, domain, sans, false)
+        self.ensure_leaf(dir, domain, sans, false, now)
     }
 
-    /// A certificate for one public name, with a key of its own, in memory only.
-    pub fn sign_public(&self, name: &str) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CaError> {
+    /// A certificate for one public name, with a key of its own, in memory only, good from `now`.
+    pub fn sign_public(
+        &self,
+        name: &str,
+        now: Timestamp,
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CaError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Make)?;
-        let params = leaf_params(name, vec![dns(name).map_err(CaError::Make)?]);
+        let params = leaf_params(name, vec![dns(name).map_err(CaError::Make)?], now)?;
         let cert = params.signed_by(&key, &self.issuer).map_err(CaError::Make)?;
         let key = PrivateKeyDer::try_from(key.serialize_der())
             .map_err(|e| CaError::Tls(rustls::Error::General(e.to_owned())))?;
@@ -165,11 +168,18 @@ impl Authority {
         parsed.zip(authority.ok()).is_some_and(|((_, c), (_, a))| c.issuer().as_raw() == a.subject().as_raw())
     }
 
-    fn ensure_leaf(&self, dir: &Path, name: &str, sans: Vec<SanType>, ours: bool) -> Result<Leaf, CaError> {
+    fn ensure_leaf(
+        &self,
+        dir: &Path,
+        name: &str,
+        sans: Vec<SanType>,
+        ours: bool,
+        now: Timestamp,
+    ) -> Result<Leaf, CaError> {
         files::private_dir(dir)?;
         let leaf = Leaf { cert: dir.join("cert.pem"), key: dir.join("key.pem") };
         if let (Some(cert), Some(key)) = (files::read(&leaf.cert)?, files::read(&leaf.key)?) {
-            let stands = match self.standing(&cert, &sans) {
+            let stands = match self.standing(&cert, &sans, now) {
                 // A crash between the two files leaves a key that does not belong to its certificate.
                 Some(Standing::Fresh) => belong_together(&cert, &key),
                 Some(Standing::Foreign) | None => !ours,
@@ -180,29 +190,31 @@ impl Authority {
             }
         }
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Make)?;
-        let cert = leaf_params(name, sans).signed_by(&key, &self.issuer).map_err(CaError::Make)?;
+        let cert = leaf_params(name, sans, now)?.signed_by(&key, &self.issuer).map_err(CaError::Make)?;
         files::write_secret(&leaf.key, key.serialize_pem().as_bytes())?;
         // The authority goes along, so that `marcato login` can show its fingerprint.
         files::write_public(&leaf.cert, format!("{}{}", cert.pem(), self.pem).as_bytes())?;
+        tracing::info!(cert = %leaf.cert.display(), "a certificate was made");
         Ok(leaf)
     }
 
     /// `None`: not a certificate at all.
-    fn standing(&self, pem: &[u8], wanted: &[SanType]) -> Option<Standing> {
+    fn standing(&self, pem: &[u8], wanted: &[SanType], now: Timestamp) -> Option<Standing> {
         let der = CertificateDer::from_pem_slice(pem).ok()?;
         let (_, cert) = x509_parser::parse_x509_certificate(&der).ok()?;
         let (_, authority) = x509_parser::parse_x509_certificate(&self.der).ok()?;
         if cert.issuer().as_raw() != authority.subject().as_raw() {
             return Some(Standing::Foreign);
         }
-        let left = cert.validity().time_to_expiration().map_or(0, |d| d.whole_days());
         let names = cert.subject_alternative_name().ok()?.map_or(0, |san| san.value.general_names.len());
         let same_names = names == wanted.len()
             && wanted.iter().all(|san| match san {
                 SanType::DnsName(name) => has_dns(&cert, name.as_str()),
+                SanType::IpAddress(ip) => has_ip(&cert, *ip),
                 _ => true,
             });
-        Some(if left > i64::from(RENEW_DAYS) && same_names { Standing::Fresh } else { Standing::Stale })
+        let due = term_of(&cert).is_none_or(|t| t.renewal_due_at() <= now);
+        Some(if !due && same_names { Standing::Fresh } else { Standing::Stale })
     }
 }
 
@@ -211,6 +223,23 @@ fn has_dns(cert: &x509_parser::certificate::X509Certificate<'_>, name: &str) -> 
     cert.subject_alternative_name().ok().flatten().is_some_and(|san| {
         san.value.general_names.iter().any(|n| matches!(n, GeneralName::DNSName(found) if *found == name))
     })
+}
+
+fn has_ip(cert: &x509_parser::certificate::X509Certificate<'_>, ip: IpAddr) -> bool {
+    use x509_parser::extensions::GeneralName;
+    let bytes = match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    cert.subject_alternative_name().ok().flatten().is_some_and(|san| {
+        san.value.general_names.iter().any(|n| matches!(n, GeneralName::IPAddress(found) if *found == bytes))
+    })
+}
+
+/// From when to when a certificate is good.
+fn term_of(cert: &x509_parser::certificate::X509Certificate<'_>) -> Option<CertificateTerm> {
+    let time = |t: x509_parser::time::ASN1Time| Timestamp::from_second(t.timestamp()).ok();
+    Some(CertificateTerm { not_before: time(cert.validity().not_before)?, not_after: time(cert.validity().not_after)? })
 }
 
 fn belong_together(cert: &[u8], key: &[u8]) -> bool {
@@ -253,32 +282,32 @@ impl Leaf {
     }
 }
 
-fn authority_params() -> CertificateParams {
-    let mut params = base_params(&format!("Marcato authority {:08x}", rand::random::<u32>()), AUTHORITY_DAYS);
+fn authority_params(now: Timestamp) -> Result<CertificateParams, CaError> {
+    let mut params = base_params(&format!("Marcato authority {:08x}", rand::random::<u32>()), AUTHORITY_DAYS, now)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-    params
+    Ok(params)
 }
 
-fn leaf_params(name: &str, sans: Vec<SanType>) -> CertificateParams {
-    let mut params = base_params(name, LEAF_DAYS);
+fn leaf_params(name: &str, sans: Vec<SanType>, now: Timestamp) -> Result<CertificateParams, CaError> {
+    let mut params = base_params(name, LEAF_DAYS, now)?;
     params.is_ca = IsCa::ExplicitNoCa;
     params.subject_alt_names = sans;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
-    params
+    Ok(params)
 }
 
-fn base_params(name: &str, days: u32) -> CertificateParams {
+fn base_params(name: &str, days: u32, now: Timestamp) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "Marcato");
     params.distinguished_name.push(DnType::CommonName, name);
-    let now = SystemTime::now();
-    params.not_before = (now - SKEW).into();
-    params.not_after = (now + DAY * days).into();
-    params
+    let ends = |_| CaError::Tls(rustls::Error::General("the clock is near the end of time".to_owned()));
+    params.not_before = SystemTime::from(now.checked_sub(SKEW).map_err(ends)?).into();
+    params.not_after = SystemTime::from(now.checked_add(DAY * days).map_err(ends)?).into();
+    Ok(params)
 }
 
 fn dns(name: &str) -> Result<SanType, rcgen::Error> {
@@ -316,7 +345,7 @@ mod tests {
         let mut wish = CertificateParams::new(vec!["router.marcato.internal".to_owned()]).unwrap();
         wish.subject_alt_names.push(uri(ROUTER_URI).unwrap());
         let csr = wish.serialize_request(&key).unwrap().pem().unwrap();
-        let chain = authority.sign_host(&csr, &"h1".parse().unwrap()).unwrap();
+        let chain = authority.sign_host(&csr, &"h1".parse().unwrap(), Timestamp::now()).unwrap();
         let der = CertificateDer::from_pem_slice(chain.as_bytes()).unwrap();
         let (_, cert) = x509_parser::parse_x509_certificate(&der).unwrap();
         let names = format!("{:?}", cert.subject_alternative_name().unwrap().unwrap().value.general_names);
@@ -324,25 +353,37 @@ mod tests {
         assert!(!names.contains("router"), "{names}");
         assert!(!cert.is_ca());
         for garbage in ["", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----", "x"] {
-            assert!(authority.sign_host(garbage, &"h1".parse().unwrap()).is_err());
+            assert!(authority.sign_host(garbage, &"h1".parse().unwrap(), Timestamp::now()).is_err());
         }
     }
 
     #[test]
     fn own_leafs_are_renewed_and_the_operators_are_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let authority = Authority::ensure(dir.path()).unwrap();
+        let (authority, now) = (Authority::ensure(dir.path()).unwrap(), Timestamp::now());
         let tls = dir.path().join("tls");
-        let leaf = authority.ensure_public(&tls, "localhost").unwrap();
+        let leaf = authority.ensure_public(&tls, "localhost", now).unwrap();
         let first = std::fs::read(&leaf.cert).unwrap();
-        authority.ensure_public(&tls, "localhost").unwrap();
+        authority.ensure_public(&tls, "localhost", now).unwrap();
         assert_eq!(std::fs::read(&leaf.cert).unwrap(), first, "fresh: kept");
-        authority.ensure_public(&tls, "cloud.test").unwrap();
+        authority.ensure_public(&tls, "cloud.test", now).unwrap();
         assert_ne!(std::fs::read(&leaf.cert).unwrap(), first, "another domain: made anew");
+        let made = std::fs::read(&leaf.cert).unwrap();
+        let after = |days: u32| now + DAY * days;
+        authority.ensure_public(&tls, "cloud.test", after(LEAF_DAYS * 2 / 3 - 2)).unwrap();
+        assert_eq!(std::fs::read(&leaf.cert).unwrap(), made, "not yet due");
+        authority.ensure_public(&tls, "cloud.test", after(LEAF_DAYS * 2 / 3 + 1)).unwrap();
+        assert_ne!(std::fs::read(&leaf.cert).unwrap(), made, "due");
+        let identity = authority.ensure_router(&dir.path().join("identity"), now).unwrap();
+        let made = std::fs::read(&identity.cert).unwrap();
+        authority.ensure_router(&dir.path().join("identity"), after(10)).unwrap();
+        assert_eq!(std::fs::read(&identity.cert).unwrap(), made);
+        authority.ensure_router(&dir.path().join("identity"), after(LEAF_DAYS + 1)).unwrap();
+        assert_ne!(std::fs::read(&identity.cert).unwrap(), made, "even after its end");
         let key = KeyPair::generate().unwrap();
         let theirs = CertificateParams::new(vec!["x.test".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
         std::fs::write(&leaf.cert, &theirs).unwrap();
-        authority.ensure_public(&tls, "localhost").unwrap();
+        authority.ensure_public(&tls, "localhost", now).unwrap();
         assert_eq!(std::fs::read_to_string(&leaf.cert).unwrap(), theirs);
         assert_eq!(leaf.load().unwrap().0.len(), 1);
     }

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use marcato_api::{Role, Token};
@@ -18,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::{self, Api, Metrics, Shared};
 use crate::auth::{self, Throttle};
 use crate::blobs::{BlobError, Blobs};
-use crate::ca::{Authority, CaError};
+use crate::ca::{Authority, CaError, Leaf};
 use crate::files::{self, FileError};
 use crate::hosts::HostClients;
 use crate::names::NamedCerts;
@@ -29,11 +30,13 @@ use crate::tls::{self, ReloadingCert};
 
 /// The name of the token that the first start makes.
 const FIRST_TOKEN: &str = "admin";
+/// How often this router's own certificates are looked at; they have months left when they are due.
+const RENEW_EVERY: Duration = Duration::from_secs(3_600);
 
 /// What the control plane needs to know.
 #[derive(Debug, Clone)]
 pub struct ControlConfig {
-    /// Where everything is kept: `state.sqlite`, `components/`, `ca.*`, `tls/`, `identity/`, `seal.key`, `admin.token`.
+    /// Where everything is kept: `state.sqlite`, `components/`, `ca.*`, `tls/`, `admin-tls/`, `identity/`, `seal.key`, `admin.token`.
     pub data_dir: PathBuf,
     /// Apps answer at `{app}.{cluster_domain}` unless they have their own routes.
     pub cluster_domain: String,
@@ -83,6 +86,8 @@ pub struct Control {
     authority: Arc<Authority>,
     upstream: Arc<rustls::ClientConfig>,
     public: Arc<ReloadingCert>,
+    admin: Arc<ReloadingCert>,
+    router: Arc<ReloadingCert>,
     hosts: HostClients,
     metrics: Metrics,
 }
@@ -100,6 +105,41 @@ struct Opened {
     authority: Authority,
     upstream: Arc<rustls::ClientConfig>,
     public: ReloadingCert,
+    admin: ReloadingCert,
+    router: Arc<ReloadingCert>,
+}
+
+struct Leafs {
+    router: Leaf,
+    public: Leaf,
+    admin: Leaf,
+}
+
+/// This router's own certificates, made anew where they are due at `now`.
+fn ensure_leafs(authority: &Authority, config: &ControlConfig, now: Timestamp) -> Result<Leafs, CaError> {
+    let dir = &config.data_dir;
+    Ok(Leafs {
+        router: authority.ensure_router(&dir.join("identity"), now)?,
+        public: authority.ensure_public(&dir.join("tls"), &config.cluster_domain, now)?,
+        // Of its own: who replaces the edge's must not lock out the hosts, logins and supervisors that trust us.
+        admin: authority.ensure_public(&dir.join("admin-tls"), &config.cluster_domain, now)?,
+    })
+}
+
+/// Makes this router's own certificates anew while it runs; whoever shows them sees the changed files.
+async fn renew_leafs(authority: Arc<Authority>, config: ControlConfig, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(RENEW_EVERY);
+    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+        let (authority, config) = (Arc::clone(&authority), config.clone());
+        let renewing = move || ensure_leafs(&authority, &config, Timestamp::now());
+        match tokio::task::spawn_blocking(renewing).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the router's certificates cannot be looked after; trying again");
+            }
+            Err(error) => tracing::error!(%error, "the router's certificates were not looked after"),
+        }
+    }
 }
 
 /// Everything that waits for the disk.
@@ -107,14 +147,16 @@ fn open_files(config: &ControlConfig) -> Result<Opened, ControlError> {
     let dir = &config.data_dir;
     files::private_dir(dir)?;
     let authority = Authority::ensure(dir)?;
-    let router = authority.ensure_router(&dir.join("identity"))?;
-    let public = authority.ensure_public(&dir.join("tls"), &config.cluster_domain)?;
+    let leafs = ensure_leafs(&authority, config, Timestamp::now())?;
+    let router = Arc::new(ReloadingCert::load(leafs.router)?);
     Ok(Opened {
         store: SqliteStore::open(&dir.join("state.sqlite"))?,
         seal: SealKey::ensure(&dir.join("seal.key"))?,
         blobs: Blobs::local(&dir.join("components"))?,
-        upstream: tls::upstream(&authority, &router)?,
-        public: ReloadingCert::load(public)?,
+        upstream: tls::upstream(&authority, Arc::clone(&router))?,
+        public: ReloadingCert::load(leafs.public)?,
+        admin: ReloadingCert::load(leafs.admin)?,
+        router,
         authority,
     })
 }
@@ -139,6 +181,8 @@ impl Control {
             hosts: HostClients::new(Arc::clone(&opened.upstream)),
             upstream: opened.upstream,
             public: Arc::new(opened.public),
+            admin: Arc::new(opened.admin),
+            router: opened.router,
             metrics: Metrics::default(),
             config,
         })
@@ -148,6 +192,12 @@ impl Control {
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// The cluster's authority.
+    #[must_use]
+    pub fn authority(&self) -> &Arc<Authority> {
+        &self.authority
     }
 
     /// Component bytes.
@@ -182,9 +232,11 @@ impl Control {
         Arc::new(NamedCerts::new(files, authority, table, &self.config.cluster_domain))
     }
 
-    /// Looks at the certificate files now (SIGHUP); they are also looked at every two seconds.
-    pub fn reload_certificates(&self) -> bool {
-        self.public.reload_if_changed()
+    /// Loads the certificate files of edge and admin API now (SIGHUP); they are also looked at every two
+    /// seconds. Answers whether they could be used; the old certificate goes on when not.
+    pub async fn reload_certificates(&self) -> bool {
+        let (public, admin) = (Arc::clone(&self.public), Arc::clone(&self.admin));
+        tokio::task::spawn_blocking(move || public.reload() & admin.reload()).await.unwrap_or(false)
     }
 
     /// The authority's certificate file, for clients.
@@ -227,9 +279,12 @@ impl Control {
             big_bodies: Shared::big_bodies(),
             shutdown: shutdown.clone(),
         });
-        let tls = tls::listener(Arc::clone(&self.public))?;
+        let tls = tls::listener(Arc::clone(&self.admin))?;
         let tracker = TaskTracker::new();
         tracker.spawn(Arc::clone(&self.public).watch(shutdown.clone()));
+        tracker.spawn(Arc::clone(&self.admin).watch(shutdown.clone()));
+        tracker.spawn(Arc::clone(&self.router).watch(shutdown.clone()));
+        tracker.spawn(renew_leafs(Arc::clone(&self.authority), self.config.clone(), shutdown.clone()));
         api::serve(admin, tls, api::router(api), shutdown).await;
         tracker.close();
         tracker.wait().await;

@@ -7,7 +7,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use jiff::Timestamp;
 use marcato_api::AppName;
 use marcato_balance::TableCell;
 use rustls::crypto::ring;
@@ -19,13 +21,21 @@ use crate::tls::ReloadingCert;
 
 /// Names kept at once; when full, the map starts anew.
 const KEPT: usize = 4_096;
+/// How long a certificate is shown before another is made; it is good for much longer.
+const SHOWN: Duration = Duration::from_secs(30 * 86_400);
+
+/// A certificate, and until when it is shown.
+struct Made {
+    key: Arc<CertifiedKey>,
+    until: Timestamp,
+}
 
 pub(crate) struct NamedCerts {
     files: Arc<ReloadingCert>,
     authority: Arc<Authority>,
     table: Arc<TableCell>,
     domain: String,
-    made: Mutex<HashMap<String, Arc<CertifiedKey>>>,
+    made: Mutex<HashMap<String, Made>>,
 }
 
 impl std::fmt::Debug for NamedCerts {
@@ -53,17 +63,20 @@ impl NamedCerts {
         below(&self.domain) || below("localhost") || self.table.load().has_host(name)
     }
 
-    fn for_name(&self, name: &str) -> Result<Arc<CertifiedKey>, CaError> {
-        if let Some(found) = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
-            return Ok(Arc::clone(found));
+    fn for_name(&self, name: &str, now: Timestamp) -> Result<Arc<CertifiedKey>, CaError> {
+        if let Some(found) = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(name)
+            && now < found.until
+        {
+            return Ok(Arc::clone(&found.key));
         }
-        let (chain, key) = self.authority.sign_public(name)?;
+        let (chain, key) = self.authority.sign_public(name, now)?;
+        let until = now.saturating_add(SHOWN).unwrap_or(now);
         let made = Arc::new(CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(CaError::Tls)?);
         let mut kept = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT {
             kept.clear();
         }
-        kept.insert(name.to_owned(), Arc::clone(&made));
+        kept.insert(name.to_owned(), Made { key: Arc::clone(&made), until });
         Ok(made)
     }
 }
@@ -74,7 +87,7 @@ impl ResolvesServerCert for NamedCerts {
         let name = hello.server_name().map(str::to_ascii_lowercase);
         let wanted = name.filter(|n| *n != self.domain && self.serves(n));
         let (Some(name), true) = (wanted, self.authority.issued(&current)) else { return Some(current) };
-        match self.for_name(&name) {
+        match self.for_name(&name, Timestamp::now()) {
             Ok(made) => Some(made),
             Err(error) => {
                 tracing::warn!(%error, name, "no certificate could be made for the name");
@@ -95,7 +108,7 @@ mod tests {
     fn a_name_that_leads_somewhere_gets_its_own_certificate() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Arc::new(Authority::ensure(dir.path()).unwrap());
-        let leaf = authority.ensure_public(&dir.path().join("tls"), "localhost").unwrap();
+        let leaf = authority.ensure_public(&dir.path().join("tls"), "localhost", Timestamp::now()).unwrap();
         let files = Arc::new(ReloadingCert::load(leaf).unwrap());
         let table = Arc::new(TableCell::new());
         let app = AppSpec {
@@ -111,12 +124,15 @@ mod tests {
         for other in ["example.org", "other.example.org", "a.b.cloud.test", "cloud.test", "-.cloud.test"] {
             assert!(!names.serves(other), "{other}");
         }
-        let made = names.for_name("shop.example.org").unwrap();
+        let now = Timestamp::now();
+        let made = names.for_name("shop.example.org", now).unwrap();
         let (_, parsed) = x509_parser::parse_x509_certificate(&made.cert[0]).unwrap();
         let san = parsed.subject_alternative_name().unwrap().unwrap();
         assert!(format!("{:?}", san.value.general_names).contains("shop.example.org"));
         assert!(authority.issued(&made) && authority.issued(&files.current()));
-        assert!(Arc::ptr_eq(&made, &names.for_name("shop.example.org").unwrap()), "it is made once");
+        let again = |days: u32| names.for_name("shop.example.org", now + SHOWN / 30 * days).unwrap();
+        assert!(Arc::ptr_eq(&made, &again(29)), "it is made once");
+        assert!(!Arc::ptr_eq(&made, &again(31)), "and again long before it ends");
         let other = Authority::ensure(tempfile::tempdir().unwrap().path()).unwrap();
         assert!(!other.issued(&made), "an operator's certificate is told apart");
     }

@@ -1,12 +1,14 @@
 //! TLS settings: the swapped certificate of the public listeners, and how we call hosts.
 //!
 //! Owns: reading certificate files again when they change. A file that cannot be used never takes a
-//! working certificate away: it is logged and the old one goes on.
+//! working certificate away: it is logged and the old one goes on. Does not own when a certificate of ours is made
+//! anew (`ca`, asked by `control`).
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use rustls::client::ResolvesClientCert;
 use rustls::crypto::ring;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -20,7 +22,7 @@ const POLL: Duration = Duration::from_secs(2);
 /// Time and size of both files.
 type Stamp = [Option<(SystemTime, u64)>; 2];
 
-/// The certificate of a listener, swapped when its files change.
+/// The certificate of a listener or of this router as a client, swapped when its files change.
 pub struct ReloadingCert {
     leaf: Leaf,
     current: ArcSwap<CertifiedKey>,
@@ -47,8 +49,8 @@ impl ReloadingCert {
         self.current.load_full()
     }
 
-    /// Loads the files again when they changed since the last look. Answers whether another
-    /// certificate is shown now.
+    /// Loads the files again when they changed since the last look. Answers whether they did and could
+    /// be used.
     pub fn reload_if_changed(&self) -> bool {
         let now = stamp(&self.leaf);
         {
@@ -57,6 +59,16 @@ impl ReloadingCert {
                 return false;
             }
         }
+        self.load_anew()
+    }
+
+    /// Loads the files again, changed or not: somebody asked. Answers whether they could be used.
+    pub fn reload(&self) -> bool {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = stamp(&self.leaf);
+        self.load_anew()
+    }
+
+    fn load_anew(&self) -> bool {
         match certified(&self.leaf) {
             Ok(key) => {
                 self.current.store(Arc::new(key));
@@ -64,7 +76,8 @@ impl ReloadingCert {
                 true
             }
             Err(e) => {
-                tracing::warn!(cert = %self.leaf.cert.display(), error = %e, "the new certificate cannot be used; the old one goes on");
+                let cause = std::error::Error::source(&e).map(ToString::to_string);
+                tracing::warn!(cert = %self.leaf.cert.display(), error = %e, cause, "the new certificate cannot be used; the old one goes on");
                 false
             }
         }
@@ -88,6 +101,16 @@ impl ResolvesServerCert for ReloadingCert {
     }
 }
 
+impl ResolvesClientCert for ReloadingCert {
+    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.current.load_full())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
 fn stamp(leaf: &Leaf) -> Stamp {
     [&leaf.cert, &leaf.key].map(|path| {
         let meta = std::fs::metadata(path).ok()?;
@@ -100,15 +123,17 @@ fn certified(leaf: &Leaf) -> Result<CertifiedKey, CaError> {
     CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(CaError::Tls)
 }
 
-/// How this router calls hosts: it shows its identity and believes the cluster's authority only.
-pub(crate) fn upstream(authority: &Authority, router: &Leaf) -> Result<Arc<rustls::ClientConfig>, CaError> {
-    let (chain, key) = router.load()?;
+/// How this router calls hosts: it shows its identity, as it is at each handshake, and believes the cluster's
+/// authority only.
+pub(crate) fn upstream(
+    authority: &Authority,
+    router: Arc<ReloadingCert>,
+) -> Result<Arc<rustls::ClientConfig>, CaError> {
     let config = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(CaError::Tls)?
         .with_root_certificates(authority.roots()?)
-        .with_client_auth_cert(chain, key)
-        .map_err(CaError::Tls)?;
+        .with_client_cert_resolver(router);
     Ok(Arc::new(config))
 }
 
@@ -131,7 +156,7 @@ mod tests {
     fn a_bad_file_keeps_the_old_certificate_and_a_good_one_replaces_it() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::ensure(dir.path()).unwrap();
-        let leaf = authority.ensure_public(&dir.path().join("tls"), "localhost").unwrap();
+        let leaf = authority.ensure_public(&dir.path().join("tls"), "localhost", jiff::Timestamp::now()).unwrap();
         let cert = ReloadingCert::load(leaf.clone()).unwrap();
         let first = cert.current.load_full().cert[0].clone();
         assert!(!cert.reload_if_changed());
@@ -139,7 +164,7 @@ mod tests {
         assert!(!cert.reload_if_changed());
         assert_eq!(cert.current.load_full().cert[0], first);
         // Of another key: a half-done replacement.
-        let other = authority.ensure_public(&dir.path().join("other"), "cloud.test").unwrap();
+        let other = authority.ensure_public(&dir.path().join("other"), "cloud.test", jiff::Timestamp::now()).unwrap();
         std::fs::copy(&other.cert, &leaf.cert).unwrap();
         assert!(!cert.reload_if_changed());
         assert_eq!(cert.current.load_full().cert[0], first);
@@ -151,6 +176,7 @@ mod tests {
             .set_modified(SystemTime::now() + Duration::from_secs(5))
             .unwrap();
         assert!(cert.reload_if_changed());
+        assert!(!cert.reload_if_changed() && cert.reload(), "who asks is heard, changed or not");
         assert_ne!(cert.current.load_full().cert[0], first);
     }
 }

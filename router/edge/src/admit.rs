@@ -1,9 +1,11 @@
 //! What is let in: strict checks of a request's form, and the header as the host will get it.
 //!
 //! hyper has parsed by now and refused what no reading allows (bad tokens, bytes and lengths,
-//! differing `Content-Length`, unknown framing). With `Transfer-Encoding` beside `Content-Length` it
-//! goes by the former, drops the latter and closes afterwards (RFC 9112, 6.1). Here follow the rules
-//! that need the whole request: one host, and no ambiguity that a next hop could read another way.
+//! differing `Content-Length`, codings that do not end in chunked, any coding in HTTP/1.0). With
+//! `Transfer-Encoding` beside `Content-Length`, in either order, it goes by the former, drops the latter
+//! before anybody sees it, and closes after the response: the second of the two ways that RFC 9112, 6.1
+//! allows, and the only one without parsing the head a second time. Here follow the rules that need the
+//! whole request: one host, and no ambiguity that a next hop could read another way.
 
 use std::net::Ipv6Addr;
 
@@ -127,8 +129,7 @@ fn check_framing(headers: &HeaderMap) -> Result<(), Refusal> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
         if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-            let detail = "The only transfer coding served is chunked.";
-            return Err(Refusal::status(StatusCode::NOT_IMPLEMENTED, "Not implemented", detail));
+            return Err(Refusal::malformed("The only transfer coding served is chunked."));
         }
         if headers.contains_key(CONTENT_LENGTH) {
             return Err(Refusal::malformed("Content-Length beside Transfer-Encoding."));

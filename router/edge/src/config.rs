@@ -30,8 +30,9 @@ pub struct EdgeConfig {
     pub upload_idle_ms: Millis,
     /// An instance that sends none of the response body's bytes for this long is cut.
     pub response_idle_ms: Millis,
-    /// Added to the app's own time limit (`limits.time_ms`, which its host enforces, after at most its
-    /// queue time) before the edge gives up with 504.
+    /// Added to the app's own time limit before the edge gives up on a host with 504. The host enforces
+    /// the limit itself (`limits.time_ms`, its queue included), so this fires only when the host hangs.
+    /// It counts for each host that is asked: what one refused after a while, another gets whole.
     pub host_grace_ms: Millis,
     /// Connecting to a host, TLS handshake included.
     pub connect_ms: Millis,

@@ -78,7 +78,7 @@ impl Edge {
         registry: &mut Registry,
     ) -> Self {
         let clock = Clock::new();
-        let metrics = Metrics::register(registry);
+        let metrics = Metrics::register(registry, Arc::clone(&table));
         let upstream_tasks = TaskTracker::new();
         let budget = Arc::new(Budget::new(cfg.retry_percent, cfg.retry_min_per_s, clock.now_ms()));
         let waiting = Arc::new(AtomicUsize::new(0));

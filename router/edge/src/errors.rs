@@ -41,6 +41,11 @@ impl Refusal {
         Self { close: true, ..Self::new(ProblemKind::BadRequest, detail) }
     }
 
+    /// Ends the connection with it: what the client still sends is not read.
+    pub(crate) fn closing(self) -> Self {
+        Self { close: true, ..self }
+    }
+
     /// A status that no problem kind has.
     pub(crate) fn status(status: StatusCode, title: &'static str, detail: &'static str) -> Self {
         Self { status, title, close: true, ..Self::new(ProblemKind::BadRequest, detail) }

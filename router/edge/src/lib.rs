@@ -19,6 +19,7 @@ mod metrics;
 mod observe;
 mod proxy;
 mod retry;
+mod scrape;
 mod upload;
 mod upstream;
 mod workers;

@@ -2,15 +2,16 @@
 //!
 //! An accept error never ends a listener, and a handshake never delays an accept: each connection
 //! has a task of its own on one of the worker threads, and those before their first request end at once
-//! when the edge drains.
+//! when the edge drains. What hyper's parser refuses never becomes a request; hyper answers it, and this module logs and counts it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -36,6 +37,19 @@ pub(crate) struct Acceptor {
     pub(crate) tasks: TaskTracker,
     /// `None`: plain HTTP.
     pub(crate) tls: Option<TlsAcceptor>,
+}
+
+/// Runs what hyper spawns for an HTTP/2 connection, one task per stream, where the drain waits for it.
+#[derive(Clone)]
+struct Owned(TaskTracker);
+
+impl<F> Executor<F> for Owned
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
 }
 
 /// The two that the edge speaks.
@@ -106,7 +120,7 @@ impl Acceptor {
             None => {
                 let version = guard.state().until_drain(timeout(cfg.header_timeout_ms.into(), peek(&stream))).await;
                 if let Some(Ok(Some(version))) = version {
-                    speak(shared, version, stream, peer, guard).await;
+                    self.speak(shared, version, stream, address.ip(), peer, guard).await;
                 }
             }
             Some(tls) => {
@@ -118,7 +132,7 @@ impl Acceptor {
                             Some(b"h2") => Http::Two,
                             _ => Http::One,
                         };
-                        speak(shared, version, stream, peer, guard).await;
+                        self.speak(shared, version, stream, address.ip(), peer, guard).await;
                     }
                     Some(Ok(Err(error))) => {
                         self.metrics.tls_failures.inc();
@@ -133,48 +147,73 @@ impl Acceptor {
             }
         }
     }
-}
 
-/// Serves a connection to its end.
-async fn speak<T>(shared: &Arc<Shared>, version: Http, stream: T, peer: Arc<Peer>, guard: &ConnGuard)
-where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let cfg = &shared.cfg;
-    let state = guard.state();
-    let io = TokioIo::new(Watched::new(stream, Arc::clone(state)));
-    let shared = Arc::clone(shared);
-    let service = service_fn(move |request| proxy::serve(Arc::clone(&shared), Arc::clone(&peer), request));
-    let header_bytes = usize::try_from(cfg.max_header_bytes.0).unwrap_or(READ_AHEAD).max(1);
-    let ended = match version {
-        Http::One => {
-            let mut builder = http1::Builder::new();
-            builder
-                .timer(TokioTimer::new())
-                .header_read_timeout(Duration::from(cfg.header_timeout_ms))
-                .max_header_size(header_bytes)
-                .max_buf_size(READ_AHEAD.max(header_bytes));
-            state.drive(builder.serve_connection(io, service)).await
+    /// Serves a connection to its end.
+    async fn speak<T>(
+        &self,
+        shared: &Arc<Shared>,
+        version: Http,
+        stream: T,
+        address: IpAddr,
+        peer: Arc<Peer>,
+        guard: &ConnGuard,
+    ) where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let cfg = &shared.cfg;
+        let state = guard.state();
+        let io = TokioIo::new(Watched::new(stream, Arc::clone(state)));
+        let shared = Arc::clone(shared);
+        let service = service_fn(move |request| proxy::serve(Arc::clone(&shared), Arc::clone(&peer), request));
+        let header_bytes = usize::try_from(cfg.max_header_bytes.0).unwrap_or(READ_AHEAD).max(1);
+        let ended = match version {
+            Http::One => {
+                let mut builder = http1::Builder::new();
+                builder
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(Duration::from(cfg.header_timeout_ms))
+                    .max_header_size(header_bytes)
+                    .max_buf_size(READ_AHEAD.max(header_bytes));
+                state.drive(builder.serve_connection(io, service)).await
+            }
+            Http::Two => {
+                state.is_http2();
+                let mut builder = http2::Builder::new(Owned(self.tasks.clone()));
+                builder
+                    .timer(TokioTimer::new())
+                    .max_concurrent_streams(cfg.http2_streams)
+                    .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
+                    .initial_stream_window_size(256 << 10)
+                    .initial_connection_window_size(1 << 20)
+                    .max_send_buf_size(256 << 10)
+                    // Resets that a client provokes (CVE-2023-44487 and its kin).
+                    .max_pending_accept_reset_streams(32)
+                    .keep_alive_interval(Duration::from_secs(30))
+                    .keep_alive_timeout(Duration::from_secs(15));
+                state.drive(builder.serve_connection(io, service)).await
+            }
+        };
+        if let Some(Err(error)) = ended {
+            self.ended(&error, address);
         }
-        Http::Two => {
-            state.is_http2();
-            let mut builder = http2::Builder::new(TokioExecutor::new());
-            builder
-                .timer(TokioTimer::new())
-                .max_concurrent_streams(cfg.http2_streams)
-                .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
-                .initial_stream_window_size(256 << 10)
-                .initial_connection_window_size(1 << 20)
-                .max_send_buf_size(256 << 10)
-                // Resets that a client provokes (CVE-2023-44487 and its kin).
-                .max_pending_accept_reset_streams(32)
-                .keep_alive_interval(Duration::from_secs(30))
-                .keep_alive_timeout(Duration::from_secs(15));
-            state.drive(builder.serve_connection(io, service)).await
-        }
-    };
-    if let Some(Err(error)) = ended {
-        tracing::debug!(%error, "a client connection ended");
+    }
+
+    /// A connection ended with an error. When that is hyper's parser, hyper has answered by itself, without
+    /// a body or a request id, and no exchange was there to write the access log: this line stands for it.
+    fn ended(&self, error: &hyper::Error, client: IpAddr) {
+        let metrics = &self.metrics;
+        let status = if error.is_parse_too_large() {
+            metrics.unparsed_too_large.inc();
+            431
+        } else if error.is_parse() {
+            metrics.unparsed_malformed.inc();
+            400
+        } else {
+            tracing::debug!(%error, %client, "a client connection ended");
+            return;
+        };
+        let cause = std::error::Error::source(error).map(ToString::to_string);
+        tracing::info!(target: "access", status, %client, reason = %error, cause, "not a request");
     }
 }
 

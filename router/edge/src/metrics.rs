@@ -1,11 +1,16 @@
 //! The edge's numbers. Counters are resolved once, so that a request only adds to atomics.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use marcato_balance::{CLASSES, Durations, TableCell, class};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use crate::scrape::Scrape;
 
 /// Status class of a response; `aborted` when the client left before one was made.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -13,7 +18,7 @@ struct Class {
     class: &'static str,
 }
 
-/// Why a request was sent again.
+/// Why a request was sent again, or why there was none.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
@@ -22,12 +27,14 @@ struct Reason {
 /// All of them. Clones share the numbers.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
-    requests: [Counter; 6],
+    requests: [Counter; CLASSES.len()],
     pub(crate) in_flight: Gauge,
-    pub(crate) seconds: Histogram,
+    seconds: Arc<Durations>,
     pub(crate) retries_not_sent: Counter,
     pub(crate) retries_not_started: Counter,
     pub(crate) retries_idempotent: Counter,
+    pub(crate) unparsed_malformed: Counter,
+    pub(crate) unparsed_too_large: Counter,
     pub(crate) retries_over_budget: Counter,
     pub(crate) ejections: Counter,
     pub(crate) waits: Counter,
@@ -42,25 +49,30 @@ pub(crate) struct Metrics {
     pub(crate) upstream_open: Gauge,
 }
 
-/// 250 µs to 60 s: what a proxy can add at best, to the longest that people wait.
-const BUCKETS: [f64; 14] = [0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0];
-
 impl Metrics {
-    pub(crate) fn register(registry: &mut Registry) -> Self {
+    /// `table` tells which apps have numbers of their own.
+    pub(crate) fn register(registry: &mut Registry, table: Arc<TableCell>) -> Self {
         let registry = registry.sub_registry_with_prefix("marcato_edge");
+        let seconds = Arc::<Durations>::default();
+        registry.register_collector(Box::new(Scrape { table, seconds: Arc::clone(&seconds) }));
         let requests = Family::<Class, Counter>::default();
         registry.register("requests", "Requests by status class of the response", requests.clone());
         let retries = Family::<Reason, Counter>::default();
         registry.register("retries", "Requests sent again, by reason", retries.clone());
-        let class = |class| requests.get_or_create(&Class { class }).clone();
+        let unparsed = Family::<Reason, Counter>::default();
+        let help = "Connections ended because what came was no request, by reason";
+        registry.register("unparsed", help, unparsed.clone());
         let retry = |reason| retries.get_or_create(&Reason { reason }).clone();
+        let no_request = |reason| unparsed.get_or_create(&Reason { reason }).clone();
         let metrics = Self {
-            requests: [class("1xx"), class("2xx"), class("3xx"), class("4xx"), class("5xx"), class("aborted")],
+            requests: CLASSES.map(|class| requests.get_or_create(&Class { class }).clone()),
             in_flight: Gauge::default(),
-            seconds: Histogram::new(BUCKETS),
+            seconds,
             retries_not_sent: retry("not_sent"),
             retries_not_started: retry("not_started"),
             retries_idempotent: retry("idempotent"),
+            unparsed_malformed: no_request("malformed"),
+            unparsed_too_large: no_request("too_large"),
             retries_over_budget: Counter::default(),
             ejections: Counter::default(),
             waits: Counter::default(),
@@ -76,7 +88,6 @@ impl Metrics {
         };
         let m = &metrics;
         registry.register("in_flight", "Requests now", m.in_flight.clone());
-        registry.register("request_seconds", "From request header to last response byte", m.seconds.clone());
         registry.register("retries_over_budget", "Retries refused by the budget", m.retries_over_budget.clone());
         registry.register("ejections", "Instances left out after failures", m.ejections.clone());
         registry.register("waits", "Requests that waited for an instance", m.waits.clone());
@@ -97,12 +108,8 @@ impl Metrics {
     }
 
     /// Counts a finished request; status 0 stands for none.
-    pub(crate) fn finished(&self, status: u16, seconds: f64) {
-        let class = match status / 100 {
-            n @ 1..=5 => usize::from(n) - 1,
-            _ => 5,
-        };
-        self.requests[class].inc();
-        self.seconds.observe(seconds);
+    pub(crate) fn finished(&self, status: u16, took: Duration) {
+        self.requests[class(status)].inc();
+        self.seconds.observe(took);
     }
 }

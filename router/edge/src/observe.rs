@@ -29,7 +29,7 @@ pub(crate) struct Exchange {
     pub(crate) id: HeaderValue,
     /// What the client called it.
     client_id: Option<HeaderValue>,
-    pub(crate) app: Option<Arc<AppEntry>>,
+    app: Option<Arc<AppEntry>>,
     pub(crate) endpoint: Option<Arc<Endpoint>>,
     /// 0 until a response is there.
     pub(crate) status: u16,
@@ -79,6 +79,18 @@ impl Exchange {
         tracing::warn!(%error, cause, instance, request_id, "a response was cut");
     }
 
+    /// Notes whose request it is. Asked again after each wait: a route may lead elsewhere by then.
+    pub(crate) fn routed(&mut self, entry: &Arc<AppEntry>) {
+        match &self.app {
+            Some(before) if Arc::ptr_eq(&before.stats, &entry.stats) => {}
+            before => {
+                before.iter().for_each(|b| b.stats.leaves());
+                entry.stats.begins();
+            }
+        }
+        self.app = Some(Arc::clone(entry));
+    }
+
     /// Puts the id on a response.
     pub(crate) fn mark(&self, headers: &mut HeaderMap) {
         headers.insert(REQUEST_ID_NAME, self.id.clone());
@@ -89,7 +101,10 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let elapsed = self.started.elapsed();
         self.shared.metrics.in_flight.dec();
-        self.shared.metrics.finished(self.status, elapsed.as_secs_f64());
+        self.shared.metrics.finished(self.status, elapsed);
+        if let Some(entry) = &self.app {
+            entry.stats.ends(self.status, elapsed);
+        }
         self.peer.conn.request_ends();
         let text = |value: &Option<HeaderValue>| {
             value.as_ref().and_then(|v| v.to_str().ok()).map(|v| v.chars().take(64).collect::<String>())

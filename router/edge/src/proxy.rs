@@ -72,7 +72,7 @@ async fn forward(
     parts.headers.insert(REQUEST_ID_NAME, exchange.id.clone());
     let mut job = Job::new(shared, parts, exchange);
     let entry = job.route()?;
-    job.set_body(&entry, incoming)?;
+    job.set_body(&entry, incoming);
     job.run(entry).await
 }
 
@@ -114,26 +114,26 @@ impl<'a> Job<'a> {
         let entry = table
             .find(&self.exchange.host, self.head.uri.path())
             .ok_or_else(|| Refusal::new(ProblemKind::NoRoute, "Check the address, or the app's routes."))?;
+        self.exchange.routed(entry);
         if entry.stopped {
             return Err(Refusal::new(ProblemKind::AppStopped, "Its operator stopped it."));
         }
-        self.exchange.app = Some(Arc::clone(entry));
         Ok(Arc::clone(entry))
     }
 
-    /// Takes the body over, within the app's limit.
-    fn set_body(&mut self, entry: &AppEntry, incoming: Incoming) -> Result<(), Refusal> {
+    /// Takes the body over. Of one that is longer than the app allows, no more is sent than it takes the
+    /// host to see that.
+    fn set_body(&mut self, entry: &AppEntry, incoming: Incoming) {
         let cfg = &self.shared.cfg;
-        self.deadline += Duration::from(entry.limits.time_ms) + Duration::from(cfg.host_grace_ms);
+        let time = Duration::from(entry.limits.time_ms);
+        self.deadline += time + Duration::from(cfg.host_grace_ms);
         let room = entry.limits.request_body_bytes.0;
-        if incoming.size_hint().lower() > room {
-            return Err(too_large());
-        }
         if incoming.is_end_stream() {
-            return Ok(());
+            return;
         }
         let waits = Duration::from(cfg.instance_wait_ms) + Duration::from(cfg.reconnect_wait_ms);
-        let patience = Patience::new(cfg.upload_idle_ms.into(), self.deadline + waits);
+        let attempts = time * cfg.max_attempts.saturating_sub(1);
+        let patience = Patience::new(cfg.upload_idle_ms.into(), self.deadline + waits + attempts);
         let kept = usize::try_from(cfg.replay_bytes.0).unwrap_or(usize::MAX);
         let upload = Upload::new(incoming, patience, room, kept);
         if !upload.has_length() {
@@ -142,7 +142,6 @@ impl<'a> Job<'a> {
             self.head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         self.upload = Some(upload);
-        Ok(())
     }
 
     async fn run(mut self, mut entry: Arc<AppEntry>) -> Result<Response<Stream>, Refusal> {
@@ -154,11 +153,14 @@ impl<'a> Job<'a> {
                 Some(picked) => {
                     let endpoint = Arc::clone(picked.endpoint());
                     self.exchange.endpoint = Some(Arc::clone(&endpoint));
+                    let began = Instant::now();
                     match self.attempt(picked).await {
                         Attempt::Done(response) => return Ok(response),
                         Attempt::Failed(refusal) => return Err(refusal),
                         Attempt::Again { refusal, patient } => last = Some((refusal, patient)),
                     }
+                    // The next host gives it the app's whole time anew.
+                    self.deadline += began.elapsed();
                     self.tried.push(endpoint);
                 }
                 None => {
@@ -288,7 +290,13 @@ impl<'a> Job<'a> {
             picked.succeeded();
         }
         drain(body, lease, self.upload.as_deref()).await;
-        let refusal = Refusal::plain(kind);
+        let refusal = match kind {
+            // The limit is the app's, and no secret: the client can only help itself when it knows.
+            ProblemKind::TooLarge => {
+                Refusal::new(kind, "The app's limits.request_body_bytes says how long it may be.").closing()
+            }
+            _ => Refusal::plain(kind),
+        };
         if !not_started || !self.can_replay() {
             return Attempt::Failed(refusal);
         }
@@ -358,13 +366,8 @@ async fn drain(body: Incoming, lease: Lease, upload: Option<&Upload>) {
     }
 }
 
-fn too_large() -> Refusal {
-    Refusal::new(ProblemKind::TooLarge, "The app's limits.request_body_bytes says how long it may be.")
-}
-
 fn client_failed(failure: UploadError) -> Refusal {
     match failure {
-        UploadError::TooLarge => too_large(),
         UploadError::Idle => Refusal::status(
             StatusCode::REQUEST_TIMEOUT,
             "Request timeout",

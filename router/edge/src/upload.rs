@@ -1,5 +1,7 @@
 //! The request's body on its way to a host: streamed with back-pressure, counted, under an idle
 //! timeout, and kept while it is small so that another attempt can send it again.
+//!
+//! Of a body that is longer than the app allows, the host gets as much as it needs to refuse it.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,8 +16,6 @@ use tokio::time::{Instant, Sleep};
 /// Why a body could not be sent on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UploadError {
-    #[error("the request's body is longer than the app allows")]
-    TooLarge,
     #[error("the client stopped sending the request's body")]
     Idle,
     #[error("the client's connection broke, or its body is not well formed")]
@@ -73,8 +73,11 @@ pub(crate) struct Upload {
 struct State {
     incoming: Incoming,
     patience: Patience,
-    /// Bytes that the client may still send.
+    /// Bytes that the app still allows.
     room: u64,
+    /// It is too long, and the host can see that from what it was sent: the head's length, or the bytes.
+    /// It refuses, for its app's log and numbers name the limit; the rest is not asked for.
+    held: bool,
     /// What was sent, as long as it can be sent again.
     kept: Vec<Bytes>,
     kept_bytes: usize,
@@ -92,6 +95,7 @@ impl Upload {
             incoming,
             patience,
             room,
+            held: hint.lower() > room,
             kept: Vec::new(),
             kept_bytes: 0,
             can_replay: true,
@@ -148,6 +152,10 @@ impl State {
         if let Some(failure) = self.failure {
             return Poll::Ready(Some(Err(failure)));
         }
+        if self.held {
+            // The answer, or the deadline, ends this.
+            return Poll::Pending;
+        }
         let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Pending => {
                 ready!(self.patience.poll_over(cx));
@@ -164,8 +172,10 @@ impl State {
         match frame.data_ref() {
             Some(data) => {
                 let size = data.len();
-                let Some(room) = self.room.checked_sub(size as u64) else { return self.fail(UploadError::TooLarge) };
-                self.room = room;
+                match self.room.checked_sub(size as u64) {
+                    Some(room) => self.room = room,
+                    None => self.held = true,
+                }
                 self.kept_bytes = self.kept_bytes.saturating_add(size);
                 if self.can_replay && self.kept_bytes <= replay_limit {
                     self.kept.push(data.clone());
@@ -177,7 +187,8 @@ impl State {
             // Trailers are rare enough not to be kept.
             None => self.can_replay = false,
         }
-        self.ended = self.incoming.is_end_stream();
+        // One that is held never ends, not even with the frame that is too much: the host refuses it.
+        self.ended = self.incoming.is_end_stream() && !self.held;
         Poll::Ready(Some(Ok(frame)))
     }
 

@@ -68,6 +68,7 @@ fn host_input(n: usize, zone: &str) -> HostInput {
             components: vec![],
             instances: vec![],
             services: vec![],
+            certificate: None,
         })),
     }
 }

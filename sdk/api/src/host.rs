@@ -166,6 +166,41 @@ pub struct Inventory {
     pub instances: Vec<InstanceStatus>,
     /// Services that it owns.
     pub services: Vec<ServiceStatus>,
+    /// From when to when the certificate that it shows is good; absent from hosts that do not renew it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateTerm>,
+}
+
+/// From when to when a certificate is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateTerm {
+    /// Refused before this.
+    pub not_before: Timestamp,
+    /// Refused after this.
+    pub not_after: Timestamp,
+}
+
+impl CertificateTerm {
+    /// When a successor should be made: after two thirds of its life.
+    #[must_use]
+    pub fn renewal_due_at(&self) -> Timestamp {
+        let (begin, end) = (self.not_before.as_second(), self.not_after.as_second());
+        Timestamp::from_second(begin + end.saturating_sub(begin) / 3 * 2).unwrap_or(self.not_after)
+    }
+}
+
+/// Answer of `POST /v1/certificate-request`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateRequest {
+    /// PKCS#10 in PEM. Only its public key counts.
+    pub csr_pem: String,
+}
+
+/// Body of `PUT /v1/certificate`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewCertificate {
+    /// The chain in PEM, the host's own certificate first.
+    pub certificate_pem: String,
 }
 
 /// What a host has to give.

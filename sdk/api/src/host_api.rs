@@ -6,8 +6,9 @@
 use std::future::Future;
 
 use crate::{
-    AccessError, AccessRequest, AccessResponse, ApiResult, Digest, Generation, HostConfig, Inventory, KeyValueError,
-    KeyValueRequest, KeyValueResponse, LogPage, LogQuery, ServiceId,
+    AccessError, AccessRequest, AccessResponse, ApiResult, CertificateRequest, CertificateTerm, Digest, Generation,
+    HostConfig, Inventory, KeyValueError, KeyValueRequest, KeyValueResponse, LogPage, LogQuery, NewCertificate,
+    ServiceId,
 };
 
 /// What a host can be asked to do. Every verb is idempotent.
@@ -49,6 +50,15 @@ pub trait HostApi: Send + Sync {
 
     /// `PUT /v1/services/{id}/backup`: replaces the database by a copy, after an integrity check.
     fn restore(&self, service: &ServiceId, bytes: Vec<u8>) -> impl Future<Output = ApiResult<()>> + Send;
+
+    /// `POST /v1/certificate-request`: a request for the certificate that follows the present one, for a new
+    /// key that stays on the host. The same request is answered until its certificate comes.
+    fn certificate_request(&self) -> impl Future<Output = ApiResult<CertificateRequest>> + Send;
+
+    /// `PUT /v1/certificate`: the certificate that was asked for. Answers its term once it is on disk with its
+    /// key; connections made from then on see it. Errors: `Conflict` (409) when none was asked for (by this
+    /// process); `Invalid` (422) when it is of another key, host or authority, or is not good now.
+    fn put_certificate(&self, certificate: NewCertificate) -> impl Future<Output = ApiResult<CertificateTerm>> + Send;
 }
 
 /// Paths of HostApi.
@@ -59,6 +69,10 @@ pub mod host_paths {
     pub const CONFIG: &str = "/v1/config";
     /// Inventory.
     pub const INVENTORY: &str = "/v1/inventory";
+    /// A request for the next certificate.
+    pub const CERTIFICATE_REQUEST: &str = "/v1/certificate-request";
+    /// The next certificate.
+    pub const CERTIFICATE: &str = "/v1/certificate";
     /// Logs.
     pub const LOGS: &str = "/v1/logs";
     /// Prometheus metrics.

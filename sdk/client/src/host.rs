@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use http::Method;
 use marcato_api::{
-    AccessError, AccessRequest, AccessResponse, ApiResult, Digest, Generation, HostAddress, HostApi, HostConfig,
-    HostId, Inventory, KeyValueError, KeyValueRequest, KeyValueResponse, LogPage, LogQuery, Problem, ProblemKind,
-    ServiceId, host_paths,
+    AccessError, AccessRequest, AccessResponse, ApiResult, CertificateRequest, CertificateTerm, Digest, Generation,
+    HostAddress, HostApi, HostConfig, HostId, Inventory, KeyValueError, KeyValueRequest, KeyValueResponse, LogPage,
+    LogQuery, NewCertificate, Problem, ProblemKind, ServiceId, host_paths,
 };
 use rustls_pki_types::ServerName;
 use serde::de::DeserializeOwned;
@@ -136,5 +136,14 @@ impl HostApi for HostClient {
             .payload(Payload::Octets(bytes.into(), None))
             .timeout(BACKUP_TIMEOUT);
         self.caller.send(call).await.map(drop)
+    }
+
+    async fn certificate_request(&self) -> ApiResult<CertificateRequest> {
+        self.json(Call::new(Method::POST, host_paths::CERTIFICATE_REQUEST)).await
+    }
+
+    async fn put_certificate(&self, certificate: NewCertificate) -> ApiResult<CertificateTerm> {
+        let payload = Payload::json(&certificate)?;
+        self.json(Call::new(Method::PUT, host_paths::CERTIFICATE).payload(payload)).await
     }
 }

@@ -5,6 +5,7 @@
 
 mod cli;
 mod crash;
+mod edge;
 mod garbage;
 mod guests;
 mod health;

@@ -228,3 +228,51 @@ async fn secrets_are_private_files_and_never_in_logs() -> Result<()> {
     assert_eq!(health.status, 200);
     Ok(())
 }
+
+/// A certificate of host 1 by the cluster's own authority that ends in an hour, most of its life behind it.
+fn near_its_end(router: &Path, identity: &Path) -> Result<()> {
+    let read = |path: PathBuf| std::fs::read_to_string(&path).with_context(|| path.display().to_string());
+    let key = rcgen::KeyPair::from_pem(&read(router.join("ca.key"))?)?;
+    let authority = rcgen::Issuer::from_ca_cert_pem(&read(router.join("ca.pem"))?, key)?;
+    let mut params = rcgen::CertificateParams::new(vec!["h1.host.marcato.internal".into()])?;
+    params.subject_alt_names.push(rcgen::SanType::URI("marcato://host/h1".try_into()?));
+    params.extended_key_usages =
+        vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth, rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    let now = std::time::SystemTime::now();
+    params.not_before = (now - Duration::from_secs(300 * 86_400)).into();
+    params.not_after = (now + Duration::from_secs(3_600)).into();
+    let key = rcgen::KeyPair::from_pem(&read(identity.join("key.pem"))?)?;
+    std::fs::write(identity.join("cert.pem"), params.signed_by(&key, &authority)?.pem())?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_near_its_end_is_renewed_without_a_token_while_requests_are_served() -> Result<()> {
+    let cluster = cluster(1).await?;
+    cluster.admin()?.deploy(&guest("guest-behaviour")?, &Deploy::new("shop")).await?;
+    let (router, host) = (cluster.data().join("router"), cluster.data().join("hosts/h1/identity"));
+    near_its_end(&router, &host)?;
+    marcato_tests::kill_now(cluster.host(1)?)?;
+    // The supervisor starts it anew, with the certificate that is about to end; no restart follows.
+    until("the certificate to be renewed", Duration::from_secs(30), || async {
+        Ok(host.join("renewed.pem").exists().then_some(()))
+    })
+    .await?;
+    let daemon = cluster.host(1)?;
+    let identity = router.join("identity");
+    let as_router = host_api(&cluster, Some((&identity.join("cert.pem"), &identity.join("key.pem"))))?;
+    let held: Inventory = serde_json::from_slice(&as_router.get(host_paths::INVENTORY).await?.body)?;
+    let term = held.certificate.context("the inventory tells the term")?;
+    assert!(term.renewal_due_at().as_second() > term.not_before.as_second() + 200 * 86_400, "{term:?}");
+    let shop = cluster.app("shop")?;
+    until("the app to answer", Duration::from_secs(20), || async {
+        Ok((shop.get("/").await?.status == 200).then_some(()))
+    })
+    .await?;
+    assert_eq!(cluster.host(1)?, daemon, "the same process all along");
+    until("the audit log to tell", Duration::from_secs(10), || async {
+        let events = cluster.admin()?.raw(Method::GET, admin_paths::EVENTS, "", Vec::new()).await?;
+        Ok(events.text().contains("host.renew").then_some(()))
+    })
+    .await
+}

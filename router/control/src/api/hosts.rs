@@ -85,7 +85,7 @@ pub(super) async fn join(api: &Api, secret: &str, request: &JoinRequest) -> Resu
     }
     api.state.join_token_stands(&hash).await.or_problem()?.map_err(|o| not_joined(&o))?;
     check(request)?;
-    let certificate_pem = match api.authority.sign_host(&request.csr_pem, &request.id) {
+    let certificate_pem = match api.authority.sign_host(&request.csr_pem, &request.id, Timestamp::now()) {
         Ok(pem) => pem,
         Err(e) => {
             let why = format!("{e}: it must be PKCS#10 in PEM with a valid signature");

@@ -44,6 +44,11 @@ pub(crate) async fn run(link: Arc<Link>, stop: CancellationToken) {
 fn heard(link: &Link, inventory: Inventory) {
     let observed = &link.shared.tasks.observed;
     let before = observed.load().hosts.get(&link.id).cloned();
+    let certificate = |i: &Inventory| i.certificate;
+    let known = before.as_ref().and_then(|b| b.inventory.as_deref().map(certificate));
+    if known != Some(certificate(&inventory)) {
+        link.certificate.notify_one();
+    }
     let news =
         before.is_none_or(|b| b.state != HostState::Up || b.inventory.is_none_or(|i| matter(&i) != matter(&inventory)));
     let inventory = Arc::new(inventory);

@@ -1,4 +1,4 @@
-//! Keeps one pair of tasks, collect and push, per host that joined.
+//! Keeps three tasks, collect, push and renew, per host that joined.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Shared, collect, push};
+use super::{Shared, collect, push, renew};
 use crate::observed::ObservedHost;
 use crate::state::HostRecord;
 
-/// What both tasks of a host share.
+/// What the tasks of a host share.
 pub(crate) struct Link {
     pub(crate) shared: Arc<Shared>,
     pub(crate) id: HostId,
@@ -23,6 +23,8 @@ pub(crate) struct Link {
     pub(crate) ask: Notify,
     /// The host said something new: see whether it has what it should.
     pub(crate) heard: Notify,
+    /// The host shows another certificate than before: see whether it is due.
+    pub(crate) certificate: Notify,
 }
 
 pub(crate) async fn run(shared: Arc<Shared>, tracker: TaskTracker, shutdown: CancellationToken) {
@@ -68,12 +70,14 @@ fn reconcile(
             client: HostClient::new(record.control.clone(), record.id.clone(), tls),
             ask: Notify::new(),
             heard: Notify::new(),
+            certificate: Notify::new(),
         });
         let unknown = ObservedHost { state: HostState::Unknown, inventory: None, last_seen: None, error: None };
         shared.tasks.observed.update(|o| drop(o.hosts.insert(record.id.clone(), unknown.clone())));
         let stop = shutdown.child_token();
         tracker.spawn(collect::run(Arc::clone(&link), stop.clone()));
-        tracker.spawn(push::run(link, stop.clone()));
+        tracker.spawn(push::run(Arc::clone(&link), stop.clone()));
+        tracker.spawn(renew::run(link, stop.clone()));
         running.insert(record.id.clone(), (record, stop));
     }
 }

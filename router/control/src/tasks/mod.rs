@@ -1,4 +1,4 @@
-//! The tasks that make desired state so: collect, plan, publish, push, collect garbage.
+//! The tasks that make desired state so: collect, plan, publish, push, renew certificates, collect garbage.
 //!
 //! Owns: when each runs and what it carries out. Does not own decisions (`marcato-plan`) nor what is wanted
 //! (`state`). Each is driven by a signal and a timer, acts on state and never on the event that woke it, and may run
@@ -10,6 +10,7 @@ mod gc;
 mod hosts;
 mod publish;
 mod push;
+mod renew;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::blobs::Blobs;
+use crate::ca::Authority;
 use crate::observed::ObservedCell;
 use crate::state::State;
 
@@ -38,6 +40,8 @@ pub struct Tasks {
     pub components: Blobs,
     /// The router's identity towards hosts.
     pub host_tls: Arc<rustls::ClientConfig>,
+    /// Signs hosts' certificates anew.
+    pub authority: Arc<Authority>,
     /// Where the edge reads its table.
     pub table: Arc<TableCell>,
     /// Tells the edge of a new table.

@@ -102,6 +102,7 @@ mod tests {
             components: vec![],
             instances: vec![],
             services: vec![],
+            certificate: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The edge in process: real sockets on loopback, hosts played by small servers on Unix sockets.
 
 mod life;
+mod numbers;
 mod retries;
 mod routing;
 mod streaming;
@@ -253,10 +254,25 @@ impl Rig {
         self.raw(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await
     }
 
-    /// A number of the edge's own.
-    pub(crate) fn metric(&self, line: &str) -> f64 {
+    /// Takes an app out of the table.
+    pub(crate) fn withdraw(&self, name: &str) {
+        let mut apps = self.apps.lock().unwrap();
+        apps.remove(name);
+        let version = self.table.load().version() + 1;
+        self.table.store(RouteTable::build(version, apps.values().cloned().collect(), &self.table.load()));
+        self.changed.send_replace(version);
+    }
+
+    /// All of the edge's numbers.
+    pub(crate) fn scrape(&self) -> String {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        text
+    }
+
+    /// A number of the edge's own.
+    pub(crate) fn metric(&self, line: &str) -> f64 {
+        let text = self.scrape();
         let found = text.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(' '));
         found.unwrap_or_else(|| panic!("no {line} in\n{text}")).parse().unwrap()
     }

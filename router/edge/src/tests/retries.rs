@@ -39,6 +39,46 @@ async fn an_instance_that_is_gone_is_waited_past() {
     assert_eq!((status(&response), body(&response)), (200, "new"));
 }
 
+/// In virtual time: hosts that take most of the app's time each.
+#[tokio::test(start_paused = true)]
+async fn another_host_gets_the_app_s_whole_time() {
+    let rig = Rig::new(|_| {}).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let hosts: Vec<Host> = ["one", "two"]
+        .map(|name| {
+            let asked = Arc::clone(&asked);
+            // The first that is asked refuses after 25 s in its queue, the second answers after 25 s.
+            host(&rig.socket(name), move |_| {
+                let first = asked.fetch_add(1, Ordering::SeqCst) == 0;
+                async move {
+                    tokio::time::sleep(Duration::from_secs(25)).await;
+                    if first { platform(503, "queue-timeout", true) } else { answer("in time") }
+                }
+            })
+        })
+        .into();
+    let mut app = spec("a", &["a.test"], &[&hosts[0].path, &hosts[1].path]);
+    // 30 s and 10 s of grace for each host: less than both take together.
+    app.limits.time_ms = marcato_api::Millis::secs(30);
+    rig.publish(app.clone());
+    let ask = || async {
+        let began = tokio::time::Instant::now();
+        let mut stream = TcpStream::connect(rig.http).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut all = String::new();
+        stream.read_to_string(&mut all).await.unwrap();
+        (all, began.elapsed().as_secs())
+    };
+    let (response, took) = ask().await;
+    assert!(status(&response) == 200 && (50..75).contains(&took), "{took} s: {response}");
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    // A host that does not keep the app's limit is given up on.
+    app.limits.time_ms = marcato_api::Millis::secs(5);
+    rig.publish(app);
+    let (response, took) = ask().await;
+    assert!(status(&response) == 504 && (14..25).contains(&took), "{took} s: {response}");
+}
+
 /// A host that answers the first request of each connection and closes at the second, unread or read.
 fn once_per_connection(path: &Path, also: &'static str) -> (JoinHandle<()>, Arc<AtomicUsize>) {
     let listener = UnixListener::bind(path).unwrap();

@@ -55,6 +55,67 @@ async fn what_has_two_readings_is_refused() {
 }
 
 #[tokio::test]
+async fn ambiguous_framing_and_hosts_are_400_and_end_the_connection() {
+    // No short header timeout here: only the refusal itself may end the connection.
+    let rig = Rig::new(|_| {}).await;
+    let h = host(&rig.socket("h"), |_| async { answer("hello") });
+    rig.app("a", &[&h.path]);
+    let hidden = "GET /hidden HTTP/1.1\r\nHost: a.test\r\n\r\n";
+    for head in [
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: gzip, chunked",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked, chunked",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked, gzip",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked;q=1",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: \"chunked\"",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: identity",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: xchunked",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding:",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: xchunked\r\nContent-Length: 5",
+        "POST / HTTP/1.0\r\nHost: a.test\r\nTransfer-Encoding: chunked",
+        "POST / HTTP/1.0\r\nHost: a.test\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\nContent-Length: 5",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nHost: a.test",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nHost: b.test",
+        "POST / HTTP/1.1\r\nHost: a.test, b.test",
+        "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\nContent-Length: 6",
+    ] {
+        let response = rig.raw(format!("{head}\r\n\r\n0\r\n\r\n{hidden}")).await;
+        assert_eq!(status(&response), 400, "{head:?}: {response}");
+        assert_eq!(response.matches("HTTP/1.1 ").count(), 1, "{head:?}: {response}");
+    }
+    assert_eq!(h.requests(), 0);
+}
+
+#[tokio::test]
+async fn a_host_never_sees_two_framings() {
+    let rig = Rig::new(|_| {}).await;
+    // What is on the wire, before any parser drops a part of it.
+    let path = rig.socket("raw");
+    let listener = UnixListener::bind(&path).unwrap();
+    rig.app("a", &[&path]);
+    for order in ["Content-Length: 5\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 5"]
+    {
+        let wire = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut seen = Vec::new();
+            while !seen.ends_with(b"0\r\n\r\n") {
+                assert!(stream.read_buf(&mut seen).await.unwrap() > 0);
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await.unwrap();
+            String::from_utf8(seen).unwrap().to_ascii_lowercase()
+        };
+        let hidden = "GET /hidden HTTP/1.1\r\nHost: a.test\r\n\r\n";
+        let bytes = format!("POST /open HTTP/1.1\r\nHost: a.test\r\n{order}\r\n\r\n3\r\nabc\r\n0\r\n\r\n{hidden}");
+        let (response, wire) = tokio::join!(rig.raw(bytes), wire);
+        assert!(status(&response) == 200 && response.contains("connection: close"), "{response}");
+        assert_eq!(response.matches("HTTP/1.1 ").count(), 1, "what follows is not read: {response}");
+        assert!(!wire.contains("content-length") && !wire.contains("hidden"), "{wire}");
+        assert!(wire.matches("transfer-encoding: chunked\r\n").count() == 1 && wire.contains("\r\n3\r\nabc"), "{wire}");
+    }
+}
+
+#[tokio::test]
 async fn a_second_request_cannot_be_hidden_in_the_first() {
     let (rig, h) = rig().await;
     let hidden = "GET /hidden HTTP/1.1\r\nHost: a.test\r\n\r\n";
@@ -133,21 +194,51 @@ async fn a_slow_body_is_cut() {
     assert!(status(&response) == 408 && response.contains("connection: close"), "{response}");
 }
 
+/// A host that allows 8 bytes, and says so as hosts do: by the announced length, or when it has seen more.
+fn short_host(path: &Path) -> Host {
+    host(path, |r| async move {
+        let refusal = || platform(413, "too-large", false);
+        let announced = r.headers().get("content-length").map_or(0, |l| l.to_str().unwrap().parse::<u64>().unwrap());
+        if announced > 8 {
+            return refusal();
+        }
+        let (mut body, mut all) = (r.into_body(), Vec::new());
+        while let Some(Ok(frame)) = body.frame().await {
+            all.extend_from_slice(&frame.into_data().unwrap());
+            if all.len() > 8 {
+                return refusal();
+            }
+        }
+        answer(all)
+    })
+}
+
 #[tokio::test]
-async fn bodies_have_the_app_s_limit() {
-    let (rig, h) = rig().await;
+async fn a_body_over_the_app_s_limit_is_refused_by_the_host_and_not_asked_for() {
+    let rig = Rig::new(|_| {}).await;
+    let h = short_host(&rig.socket("h"));
     let mut app = spec("small", &["small.test"], &[&h.path]);
     app.limits.request_body_bytes = Size(8);
     rig.publish(app);
-    let declared = "POST / HTTP/1.1\r\nHost: small.test\r\nConnection: close\r\nContent-Length: 9\r\n\r\n123456789";
-    assert_eq!(status(&rig.raw(declared).await), 413);
-    assert_eq!(h.requests(), 0);
-    let chunked = "POST / HTTP/1.1\r\nHost: small.test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
-                   5\r\n12345\r\n4\r\n6789\r\n0\r\n\r\n";
-    assert_eq!(status(&rig.raw(chunked).await), 413);
-    let fits = "POST / HTTP/1.1\r\nHost: small.test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
-                5\r\n12345\r\n3\r\n678\r\n0\r\n\r\n";
-    let response = rig.raw(fits).await;
+    let post = |framing: &str| format!("POST / HTTP/1.1\r\nHost: small.test\r\n{framing}\r\n\r\n");
+    // Announced: the head is enough, the client is never told to go on, and nothing of the body is sent.
+    let response = rig.raw(post("Expect: 100-continue\r\nContent-Length: 9")).await;
+    assert!(status(&response) == 413 && response.contains("connection: close"), "{response}");
+    assert!(response.contains("request_body_bytes") && !response.contains("100 Continue"), "{response}");
+    assert_eq!(h.last().headers["content-length"], "9");
+    let response = rig.raw(post("Content-Length: 9") + "123456789").await;
+    assert_eq!(status(&response), 413, "{response}");
+    // Not announced: as many bytes as the host needs to see it, in one piece or in several.
+    for chunks in ["5\r\n12345\r\n4\r\n6789\r\n0\r\n\r\n", "9\r\n123456789\r\n0\r\n\r\n", "5\r\n12345\r\n4\r\n6789\r\n"]
+    {
+        let response = rig.raw(post("Transfer-Encoding: chunked") + chunks).await;
+        assert!(status(&response) == 413 && response.contains("connection: close"), "{response}");
+    }
+    assert_eq!(h.requests(), 5, "none is asked twice");
+    until("no connection is kept that waits for a body", || rig.metric("marcato_edge_upstream_connections") == 0.0)
+        .await;
+    let fits = "Connection: close\r\nTransfer-Encoding: chunked";
+    let response = rig.raw(post(fits) + "5\r\n12345\r\n3\r\n678\r\n0\r\n\r\n").await;
     assert!(status(&response) == 200 && response.ends_with("12345678"), "{response}");
 }
 
