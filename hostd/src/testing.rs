@@ -163,10 +163,17 @@ impl TestHost {
         let control = HostAddress::Unix(control);
         let shutdown = CancellationToken::new();
         let daemon = tokio::spawn(crate::run(config, shutdown.clone()));
-        let host =
-            Self { id: id.to_owned(), ca, dir, control, ingress, shutdown, daemon: AbortOnDropHandle::new(daemon) };
-        eventually(|| async { host.get("/healthz").await.ok() }).await;
-        host
+        let daemon = AbortOnDropHandle::new(daemon);
+        let mut host = Self { id: id.to_owned(), ca, dir, control, ingress, shutdown, daemon };
+        loop {
+            if host.daemon.is_finished() {
+                panic!("the daemon ended at its start: {:?}", (&mut host.daemon).await);
+            }
+            if host.get("/healthz").await.is_ok() {
+                return host;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
     }
 
     /// A call by the router.
