@@ -32,6 +32,8 @@ pub struct HostdConfig {
     pub compiler: CompilerCommand,
     /// Whether guests may reach private and loopback addresses with outbound HTTP.
     pub allow_private_egress: bool,
+    /// Runtimes of one thread each that requests run on, one per core; without any, the daemon's own.
+    pub workers: Vec<tokio::runtime::Handle>,
 }
 
 /// Where to listen.

@@ -163,17 +163,18 @@ impl TestHost {
         let control = HostAddress::Unix(control);
         let shutdown = CancellationToken::new();
         let daemon = tokio::spawn(crate::run(config, shutdown.clone()));
-        let daemon = AbortOnDropHandle::new(daemon);
-        let mut host = Self { id: id.to_owned(), ca, dir, control, ingress, shutdown, daemon };
-        loop {
-            if host.daemon.is_finished() {
-                panic!("the daemon ended at its start: {:?}", (&mut host.daemon).await);
+        let mut host =
+            Self { id: id.to_owned(), ca, dir, control, ingress, shutdown, daemon: AbortOnDropHandle::new(daemon) };
+        let answers = eventually(|| async {
+            match host.get("/healthz").await {
+                Ok(_) => Some(true),
+                Err(_) => host.daemon.is_finished().then_some(false),
             }
-            if host.get("/healthz").await.is_ok() {
-                return host;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        });
+        if !answers.await {
+            panic!("the daemon ended: {:?}", (&mut host.daemon).await);
         }
+        host
     }
 
     /// A call by the router.
@@ -248,6 +249,7 @@ pub(crate) fn config(id: &str, dir: &std::path::Path) -> HostdConfig {
         memory: marcato_api::Bytes::mib(512),
         compiler: marcato_runtime::CompilerCommand::new(std::env::current_exe().unwrap(), compile),
         allow_private_egress: false,
+        workers: Vec::new(),
     }
 }
 

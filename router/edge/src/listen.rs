@@ -1,8 +1,9 @@
 //! Accepting clients: TCP, TLS, and which HTTP they speak.
 //!
 //! An accept error never ends a listener, and a handshake never delays an accept: each connection
-//! has a task of its own, and those before their first request end at once when the edge drains.
-//! What hyper's parser refuses never becomes a request; hyper answers it, and this module logs and counts it.
+//! has a task of its own on one of the worker threads, and those before their first request end at once
+//! when the edge drains. What hyper's parser refuses never becomes a request; hyper answers it, and this
+//! module logs and counts it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -23,12 +24,15 @@ use tokio_util::task::TaskTracker;
 use crate::conns::{ConnGuard, Connections, Watched};
 use crate::edge::Shared;
 use crate::forwarded::Peer;
+use crate::metrics::Metrics;
 use crate::proxy;
+use crate::workers::Workers;
 
 /// What a listener needs.
 #[derive(Clone)]
 pub(crate) struct Acceptor {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) workers: Workers,
+    pub(crate) metrics: Metrics,
     pub(crate) connections: Arc<Connections>,
     pub(crate) places: Arc<Semaphore>,
     pub(crate) tasks: TaskTracker,
@@ -73,17 +77,17 @@ impl Acceptor {
             match accepted {
                 Ok((stream, address, place)) => {
                     backoff = Duration::ZERO;
-                    self.shared.metrics.accepted.inc();
+                    self.metrics.accepted.inc();
                     let guard = self.connections.register();
                     let acceptor = self.clone();
-                    self.tasks.spawn(async move {
-                        acceptor.serve(stream, address, &guard).await;
+                    self.workers.spawn(&self.tasks, stream, move |shared, stream| async move {
+                        acceptor.serve(&shared, stream, address, &guard).await;
                         drop((guard, place));
                     });
                 }
                 Err(error) => {
                     // Out of descriptors, or a client that left while it waited.
-                    self.shared.metrics.accept_errors.inc();
+                    self.metrics.accept_errors.inc();
                     backoff = (backoff * 2).clamp(Duration::from_millis(5), Duration::from_secs(1));
                     tracing::warn!(%error, "accept failed");
                 }
@@ -106,8 +110,8 @@ impl Acceptor {
         Ok((stream, address, place))
     }
 
-    async fn serve(&self, stream: TcpStream, address: SocketAddr, guard: &ConnGuard) {
-        let cfg = &self.shared.cfg;
+    async fn serve(&self, shared: &Arc<Shared>, stream: TcpStream, address: SocketAddr, guard: &ConnGuard) {
+        let cfg = &shared.cfg;
         // Only delays: a connection without it still works.
         let _ = stream.set_nodelay(true);
         let https = self.tls.is_some();
@@ -117,7 +121,8 @@ impl Acceptor {
             None => {
                 let version = guard.state().until_drain(timeout(cfg.header_timeout_ms.into(), peek(&stream))).await;
                 if let Some(Ok(Some(version))) = version {
-                    self.speak(version, stream, address.ip(), peer, guard).await;
+                    let ended = self.speak(shared, version, stream, peer, guard).await;
+                    report(ended, &self.metrics, address.ip());
                 }
             }
             Some(tls) => {
@@ -129,14 +134,15 @@ impl Acceptor {
                             Some(b"h2") => Http::Two,
                             _ => Http::One,
                         };
-                        self.speak(version, stream, address.ip(), peer, guard).await;
+                        let ended = self.speak(shared, version, stream, peer, guard).await;
+                        report(ended, &self.metrics, address.ip());
                     }
                     Some(Ok(Err(error))) => {
-                        self.shared.metrics.tls_failures.inc();
+                        self.metrics.tls_failures.inc();
                         tracing::debug!(%error, %address, "a TLS handshake failed");
                     }
                     Some(Err(_)) => {
-                        self.shared.metrics.tls_failures.inc();
+                        self.metrics.tls_failures.inc();
                         tracing::debug!(%address, "a TLS handshake took too long");
                     }
                     None => {}
@@ -145,17 +151,25 @@ impl Acceptor {
         }
     }
 
-    async fn speak<T>(&self, version: Http, stream: T, address: IpAddr, peer: Arc<Peer>, guard: &ConnGuard)
+    /// Serves a connection to its end; `None`: it was cut.
+    async fn speak<T>(
+        &self,
+        shared: &Arc<Shared>,
+        version: Http,
+        stream: T,
+        peer: Arc<Peer>,
+        guard: &ConnGuard,
+    ) -> Option<hyper::Result<()>>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let cfg = &self.shared.cfg;
+        let cfg = &shared.cfg;
         let state = guard.state();
         let io = TokioIo::new(Watched::new(stream, Arc::clone(state)));
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(shared);
         let service = service_fn(move |request| proxy::serve(Arc::clone(&shared), Arc::clone(&peer), request));
         let header_bytes = usize::try_from(cfg.max_header_bytes.0).unwrap_or(READ_AHEAD).max(1);
-        let ended = match version {
+        match version {
             Http::One => {
                 let mut builder = http1::Builder::new();
                 builder
@@ -181,29 +195,26 @@ impl Acceptor {
                     .keep_alive_timeout(Duration::from_secs(15));
                 state.drive(builder.serve_connection(io, service)).await
             }
-        };
-        if let Some(Err(error)) = ended {
-            self.ended(&error, address);
         }
     }
+}
 
-    /// A connection ended with an error. When that is hyper's parser, hyper has answered by itself, without
-    /// a body or a request id, and no exchange was there to write the access log: this line stands for it.
-    fn ended(&self, error: &hyper::Error, client: IpAddr) {
-        let metrics = &self.shared.metrics;
-        let status = if error.is_parse_too_large() {
-            metrics.unparsed_too_large.inc();
-            431
-        } else if error.is_parse() {
-            metrics.unparsed_malformed.inc();
-            400
-        } else {
-            tracing::debug!(%error, %client, "a client connection ended");
-            return;
-        };
-        let cause = std::error::Error::source(error).map(ToString::to_string);
-        tracing::info!(target: "access", status, %client, reason = %error, cause, "not a request");
-    }
+/// When a connection ended by hyper's parser, hyper has answered by itself, without a body or a request id, and no
+/// exchange was there to write the access log: this line stands for it.
+fn report(ended: Option<hyper::Result<()>>, metrics: &Metrics, client: IpAddr) {
+    let Some(Err(error)) = ended else { return };
+    let status = if error.is_parse_too_large() {
+        metrics.unparsed_too_large.inc();
+        431
+    } else if error.is_parse() {
+        metrics.unparsed_malformed.inc();
+        400
+    } else {
+        tracing::debug!(%error, %client, "a client connection ended");
+        return;
+    };
+    let cause = std::error::Error::source(&error).map(ToString::to_string);
+    tracing::info!(target: "access", status, %client, reason = %error, cause, "not a request");
 }
 
 /// HTTP/2 with prior knowledge begins with `PRI * HTTP/2.0` (RFC 9113, 3.4); nothing else begins with
