@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use marcato_api::HostAddress;
 use marcato_socket::QuietUnix;
@@ -25,10 +26,10 @@ pub(crate) enum Listener {
     Tcp(TcpListener),
     /// Unix; the file goes with the listener.
     Unix {
+        /// Its file, when this daemon made it. Goes first: who finds nobody listening may make the file anew.
+        _file: Option<SocketFile>,
         /// The socket.
         listener: UnixListener,
-        /// Its file, when this daemon made it.
-        _file: Option<SocketFile>,
     },
 }
 
@@ -70,14 +71,22 @@ pub(crate) struct Accepted {
 }
 
 impl Listener {
-    /// Binds the address, or takes the socket that was inherited for it.
-    pub(crate) fn open(listen: Listen) -> Result<Self, HostdError> {
-        let address = listen.address.to_string();
+    /// Binds the address, or takes the socket that was inherited for it. An address in use is tried again for
+    /// `within`: a child process that a killed predecessor was about to start holds it for a moment.
+    pub(crate) async fn open(listen: Listen, within: Duration) -> Result<Self, HostdError> {
+        let begun = Instant::now();
         let opened = match listen.inherited {
             Some(fd) => Self::inherit(&listen.address, fd),
-            None => Self::bind(&listen.address),
+            None => loop {
+                match Self::bind(&listen.address) {
+                    Err(e) if e.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < within => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    bound => break bound,
+                }
+            },
         };
-        opened.map_err(|source| HostdError::Listen { address, source })
+        opened.map_err(|source| HostdError::Listen { address: listen.address.to_string(), source })
     }
 
     fn inherit(address: &HostAddress, fd: OwnedFd) -> io::Result<Self> {
@@ -138,6 +147,7 @@ fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
         // A file that nobody listens on is left over from a daemon that was killed.
         match std::os::unix::net::UnixStream::connect(path) {
             Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             _ => return Err(io::ErrorKind::AddrInUse.into()),
         }
     }
@@ -156,15 +166,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/s.sock");
         let address = HostAddress::Unix(path.clone());
-        let open = || Listener::open(Listen { address: address.clone(), inherited: None });
-        let first = open().unwrap();
+        let open = || Listener::open(Listen { address: address.clone(), inherited: None }, Duration::ZERO);
+        let first = open().await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(matches!(open(), Err(HostdError::Listen { .. })), "in use");
+        assert!(matches!(open().await, Err(HostdError::Listen { .. })), "in use");
         drop(first);
         assert!(!path.exists());
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "as after kill -9");
-        let again = open().unwrap();
+        let again = open().await.unwrap();
         let _client = tokio::net::UnixStream::connect(&path).await.unwrap();
         assert_eq!(again.accept().await.unwrap().uid, Some(nix::unistd::geteuid().as_raw()));
     }
@@ -175,10 +185,10 @@ mod tests {
         let path = dir.path().join("s.sock");
         let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let listen = Listen { address: HostAddress::Unix(path.clone()), inherited: Some(socket.into()) };
-        drop(Listener::open(listen).unwrap());
+        drop(Listener::open(listen, Duration::ZERO).await.unwrap());
         assert!(path.exists());
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let wrong = Listen { address: HostAddress::Unix(path), inherited: Some(tcp.into()) };
-        assert!(Listener::open(wrong).is_err(), "a TCP socket is no Unix socket");
+        assert!(Listener::open(wrong, Duration::ZERO).await.is_err(), "a TCP socket is no Unix socket");
     }
 }

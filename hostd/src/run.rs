@@ -86,8 +86,8 @@ pub async fn run(cfg: HostdConfig, shutdown: CancellationToken) -> Result<(), Ho
     }
 }
 
-/// How long the lock is waited for: a child process that a killed predecessor was just about to start holds
-/// the lock until it runs its own program.
+/// How long lock and addresses are waited for: a child process that a killed predecessor was just about to start
+/// holds them until it runs its own program.
 const LOCK_WITHIN: Duration = Duration::from_secs(10);
 
 async fn lock_data_dir(dir: &Path) -> Result<std::fs::File, HostdError> {
@@ -138,8 +138,8 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
     let ledger = Ledger::open(&dir, SealKey::ensure(&dir.join("identity").join("seal.key"))?)?;
     let renewal = Arc::new(Renewal::new(&dir.join("identity"), cfg.id.clone(), identity).map_err(IdentityError::from)?);
     let acceptor = TlsAcceptor::from(Arc::new(renewal.server_config().map_err(IdentityError::from)?));
-    let control = Listener::open(cfg.control)?;
-    let ingress = Listener::open(cfg.ingress)?;
+    let control = Listener::open(cfg.control, LOCK_WITHIN).await?;
+    let ingress = Listener::open(cfg.ingress, LOCK_WITHIN).await?;
     let runtime = Runtime::new(RuntimeConfig {
         cache_dir: dir.join("cache"),
         compiler: cfg.compiler,

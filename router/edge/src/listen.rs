@@ -2,7 +2,8 @@
 //!
 //! An accept error never ends a listener, and a handshake never delays an accept: each connection
 //! has a task of its own on one of the worker threads, and those before their first request end at once
-//! when the edge drains. What hyper's parser refuses never becomes a request; hyper answers it, and this module logs and counts it.
+//! when the edge drains. What hyper's parser refuses never becomes a request; hyper answers it, and this
+//! module logs and counts it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -120,7 +121,8 @@ impl Acceptor {
             None => {
                 let version = guard.state().until_drain(timeout(cfg.header_timeout_ms.into(), peek(&stream))).await;
                 if let Some(Ok(Some(version))) = version {
-                    self.speak(shared, version, stream, address.ip(), peer, guard).await;
+                    let ended = self.speak(shared, version, stream, peer, guard).await;
+                    report(ended, &self.metrics, address.ip());
                 }
             }
             Some(tls) => {
@@ -132,7 +134,8 @@ impl Acceptor {
                             Some(b"h2") => Http::Two,
                             _ => Http::One,
                         };
-                        self.speak(shared, version, stream, address.ip(), peer, guard).await;
+                        let ended = self.speak(shared, version, stream, peer, guard).await;
+                        report(ended, &self.metrics, address.ip());
                     }
                     Some(Ok(Err(error))) => {
                         self.metrics.tls_failures.inc();
@@ -148,16 +151,16 @@ impl Acceptor {
         }
     }
 
-    /// Serves a connection to its end.
+    /// Serves a connection to its end; `None`: it was cut.
     async fn speak<T>(
         &self,
         shared: &Arc<Shared>,
         version: Http,
         stream: T,
-        address: IpAddr,
         peer: Arc<Peer>,
         guard: &ConnGuard,
-    ) where
+    ) -> Option<hyper::Result<()>>
+    where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let cfg = &shared.cfg;
@@ -166,7 +169,7 @@ impl Acceptor {
         let shared = Arc::clone(shared);
         let service = service_fn(move |request| proxy::serve(Arc::clone(&shared), Arc::clone(&peer), request));
         let header_bytes = usize::try_from(cfg.max_header_bytes.0).unwrap_or(READ_AHEAD).max(1);
-        let ended = match version {
+        match version {
             Http::One => {
                 let mut builder = http1::Builder::new();
                 builder
@@ -192,29 +195,26 @@ impl Acceptor {
                     .keep_alive_timeout(Duration::from_secs(15));
                 state.drive(builder.serve_connection(io, service)).await
             }
-        };
-        if let Some(Err(error)) = ended {
-            self.ended(&error, address);
         }
     }
+}
 
-    /// A connection ended with an error. When that is hyper's parser, hyper has answered by itself, without
-    /// a body or a request id, and no exchange was there to write the access log: this line stands for it.
-    fn ended(&self, error: &hyper::Error, client: IpAddr) {
-        let metrics = &self.metrics;
-        let status = if error.is_parse_too_large() {
-            metrics.unparsed_too_large.inc();
-            431
-        } else if error.is_parse() {
-            metrics.unparsed_malformed.inc();
-            400
-        } else {
-            tracing::debug!(%error, %client, "a client connection ended");
-            return;
-        };
-        let cause = std::error::Error::source(error).map(ToString::to_string);
-        tracing::info!(target: "access", status, %client, reason = %error, cause, "not a request");
-    }
+/// When a connection ended by hyper's parser, hyper has answered by itself, without a body or a request id, and no
+/// exchange was there to write the access log: this line stands for it.
+fn report(ended: Option<hyper::Result<()>>, metrics: &Metrics, client: IpAddr) {
+    let Some(Err(error)) = ended else { return };
+    let status = if error.is_parse_too_large() {
+        metrics.unparsed_too_large.inc();
+        431
+    } else if error.is_parse() {
+        metrics.unparsed_malformed.inc();
+        400
+    } else {
+        tracing::debug!(%error, %client, "a client connection ended");
+        return;
+    };
+    let cause = std::error::Error::source(&error).map(ToString::to_string);
+    tracing::info!(target: "access", status, %client, reason = %error, cause, "not a request");
 }
 
 /// HTTP/2 with prior knowledge begins with `PRI * HTTP/2.0` (RFC 9113, 3.4); nothing else begins with
