@@ -26,7 +26,7 @@ pub struct HostdConfig {
     pub labels: BTreeMap<String, String>,
     /// Most live sandboxes at once. Address space for all of them is reserved at start.
     pub sandboxes: u32,
-    /// Memory for sandboxes, as it is reported to the planner.
+    /// Linear memory for all live sandboxes together: reported to the planner, and never exceeded.
     pub memory: Bytes,
     /// The program that compiles components in a process of its own.
     pub compiler: CompilerCommand,

@@ -140,7 +140,7 @@ async fn start(cfg: HostdConfig, identity: &Identity, shutdown: &CancellationTok
     let runtime = Runtime::new(RuntimeConfig {
         cache_dir: dir.join("cache"),
         compiler: cfg.compiler,
-        pool: PoolConfig::for_host(cfg.sandboxes),
+        pool: PoolConfig::for_host(cfg.sandboxes, cfg.memory),
         allow_private_egress: cfg.allow_private_egress,
     })?;
     let store = ComponentStore::open(dir.join("components")).map_err(data("components"))?;

@@ -126,7 +126,7 @@ impl Runtime {
         let totals = &self.0.machine.totals;
         HostUsage {
             resident_bytes: resident().unwrap_or_default(),
-            sandbox_bytes: Bytes(totals.memory.load(Ordering::Relaxed)),
+            sandbox_bytes: Bytes(totals.memory.used()),
             sandboxes: totals.sandboxes.load(Ordering::Relaxed),
         }
     }

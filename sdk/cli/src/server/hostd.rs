@@ -48,7 +48,7 @@ pub(crate) struct HostdArgs {
     /// Most live sandboxes at once
     #[arg(long, default_value_t = SANDBOXES, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     sandboxes: u32,
-    /// Memory for sandboxes, such as 4GiB; absent: half of the machine's
+    /// Memory that all live sandboxes may have together, such as 4GiB; absent: half of the machine's
     #[arg(long, value_name = "SIZE", value_parser = |t: &str| t.parse::<Size>())]
     memory: Option<Size>,
     /// Let guests reach private and loopback addresses that their manifest allows
