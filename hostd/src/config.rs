@@ -32,6 +32,8 @@ pub struct HostdConfig {
     pub compiler: CompilerCommand,
     /// Whether guests may reach private and loopback addresses with outbound HTTP.
     pub allow_private_egress: bool,
+    /// Authorities (PEM) that guests' outbound HTTPS trusts beside the public ones.
+    pub outbound_ca_file: Option<PathBuf>,
 }
 
 /// Where to listen.

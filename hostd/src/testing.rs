@@ -235,6 +235,7 @@ pub(crate) fn config(id: &str, dir: &std::path::Path) -> HostdConfig {
         memory: marcato_api::Bytes::mib(512),
         compiler: marcato_runtime::CompilerCommand::new(std::env::current_exe().unwrap(), compile),
         allow_private_egress: false,
+        outbound_ca_file: None,
     }
 }
 

@@ -20,6 +20,8 @@ pub struct RuntimeConfig {
     pub pool: PoolConfig,
     /// Whether guests may connect to loopback, private and link-local addresses. Off but for tests.
     pub allow_private_egress: bool,
+    /// Authorities (PEM) that guests' outbound HTTPS trusts beside the public ones: those of a private cloud.
+    pub outbound_ca_file: Option<PathBuf>,
 }
 
 /// The program that compiles a component: it gets the component on stdin and the path of the output

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::body::{RequestBody, ResponseBody};
 use crate::config::InstanceSetup;
 use crate::crowd::Crowd;
-use crate::egress::Egress;
+use crate::egress::{Egress, Network};
 use crate::engine::Machine;
 use crate::error::{InvokeError, StartError};
 use crate::invoke;
@@ -101,11 +101,11 @@ impl Instance {
         setup: InstanceSetup,
         code: &Code,
         machine: Arc<Machine>,
-        allow_private_egress: bool,
+        network: &Network,
     ) -> Result<Self, StartError> {
         let InstanceSetup { id, config, services, logs, .. } = setup;
         let limits = Arc::new(LimitCounters::default());
-        let egress = Egress::new(&config.allowed_outbound_hosts, allow_private_egress, Arc::clone(&limits))
+        let egress = Egress::new(&config.allowed_outbound_hosts, network, Arc::clone(&limits))
             .map_err(StartError::OutboundPattern)?;
         let inner = Arc::new_cyclic(|weak: &Weak<Inner>| Inner {
             id,

@@ -62,6 +62,7 @@ impl Fixture {
             compiler: compiler(),
             pool,
             allow_private_egress: false,
+            outbound_ca_file: None,
         };
         Self { runtime: Runtime::new(config).expect("a runtime"), dir, lines: Arc::new(Lines::default()) }
     }
@@ -504,6 +505,7 @@ async fn a_pool_that_cannot_be_had_is_an_error() {
             compiler: compiler(),
             pool: PoolConfig::for_host(sandboxes, ByteCount::mib(1024)),
             allow_private_egress: false,
+            outbound_ca_file: None,
         };
         Runtime::new(config)
     };

@@ -26,6 +26,7 @@ fn fixture() -> Fixture {
         compiler: host_config("h1", dir.path()).compiler,
         pool: PoolConfig::for_host(2, marcato_api::Bytes::mib(64)),
         allow_private_egress: false,
+        outbound_ca_file: None,
     })
     .unwrap();
     let wake = Arc::new(Notify::new());

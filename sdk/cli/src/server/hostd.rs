@@ -54,6 +54,9 @@ pub(crate) struct HostdArgs {
     /// Let guests reach private and loopback addresses that their manifest allows
     #[arg(long)]
     allow_private_egress: bool,
+    /// Authorities (PEM) that guests' outbound HTTPS trusts beside the public ones
+    #[arg(long, value_name = "FILE")]
+    outbound_ca: Option<PathBuf>,
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -96,6 +99,7 @@ pub(crate) fn run(args: HostdArgs) -> Result<()> {
         },
         compiler: CompilerCommand::new(program, ["compile-component".into()]),
         allow_private_egress: args.allow_private_egress,
+        outbound_ca_file: args.outbound_ca,
     };
     runtime::server("hostd")?.block_on(signals::until_stopped(|token| marcato_hostd::run(config, token)))
 }
