@@ -159,8 +159,16 @@ impl TestHost {
         let daemon = tokio::spawn(crate::run(config, shutdown.clone()));
         let host =
             Self { id: id.to_owned(), ca, dir, control, ingress, shutdown, daemon: AbortOnDropHandle::new(daemon) };
-        eventually(|| async { host.get("/healthz").await.ok() }).await;
+        let answers = eventually(|| async { host.get("/healthz").await.ok().map(Ok).or_else(|| host.ended()) }).await;
+        if answers.is_err() {
+            panic!("the daemon ended: {:?}", host.daemon.await);
+        }
         host
+    }
+
+    /// Something, once the daemon ended by itself.
+    fn ended<T>(&self) -> Option<Result<T, ()>> {
+        self.daemon.is_finished().then_some(Err(()))
     }
 
     /// A call by the router.
@@ -202,6 +210,10 @@ impl TestHost {
     pub(crate) async fn kill(self) -> Arc<tempfile::TempDir> {
         self.daemon.abort();
         let _ = self.daemon.await;
+        // The tasks that it owned end a moment later; only a process takes its sockets along at once.
+        for socket in ["c.sock", "i.sock"].map(|name| self.dir.path().join(name)) {
+            eventually(|| async { tokio::net::UnixStream::connect(&socket).await.is_err().then_some(()) }).await;
+        }
         self.dir
     }
 }
