@@ -34,6 +34,8 @@ pub struct HostdConfig {
     pub allow_private_egress: bool,
     /// Authorities (PEM) that guests' outbound HTTPS trusts beside the public ones.
     pub outbound_ca_file: Option<PathBuf>,
+    /// Runtimes of one thread each that requests run on, one per core; without any, the daemon's own.
+    pub workers: Vec<tokio::runtime::Handle>,
 }
 
 /// Where to listen.

@@ -26,6 +26,7 @@ mod run;
 mod serve;
 pub mod services;
 mod tls;
+mod workers;
 
 #[cfg(test)]
 mod testing;

@@ -6,9 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use marcato_api::HostAddress;
+use marcato_socket::QuietUnix;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 
 use crate::config::Listen;
 use crate::durable;
@@ -42,10 +43,28 @@ impl Drop for SocketFile {
     }
 }
 
+/// A connection that no reactor watches yet.
+pub(crate) enum Socket {
+    /// TCP.
+    Tcp(std::net::TcpStream),
+    /// Unix.
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Socket {
+    /// Gives it to the runtime of the present task.
+    pub(crate) fn watch(self) -> io::Result<Box<dyn Io>> {
+        Ok(match self {
+            Self::Tcp(stream) => Box::new(TcpStream::from_std(stream)?),
+            Self::Unix(stream) => Box::new(QuietUnix::new(stream)?),
+        })
+    }
+}
+
 /// An accepted connection.
 pub(crate) struct Accepted {
     /// The stream.
-    pub(crate) stream: Box<dyn Io>,
+    pub(crate) socket: Socket,
     /// The user at the other end, where the kernel knows it.
     pub(crate) uid: Option<u32>,
 }
@@ -100,12 +119,12 @@ impl Listener {
                 stream.set_nodelay(true)?;
                 // A peer that lost power must not hold a connection for ever.
                 setsockopt(&stream, sockopt::KeepAlive, &true)?;
-                Ok(Accepted { stream: Box::new(stream), uid: None })
+                Ok(Accepted { socket: Socket::Tcp(stream.into_std()?), uid: None })
             }
             Self::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
                 let uid = stream.peer_cred()?.uid();
-                Ok(Accepted { stream: Box::new(stream), uid: Some(uid) })
+                Ok(Accepted { socket: Socket::Unix(stream.into_std()?), uid: Some(uid) })
             }
         }
     }

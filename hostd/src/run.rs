@@ -37,6 +37,7 @@ use crate::reconcile::services::{Services, ServicesStatus};
 use crate::remote::ServiceCalls;
 use crate::serve::{Bounds, Security, serve};
 use crate::services::ServiceHost;
+use crate::workers::Workers;
 
 /// For requests in flight at the end.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -86,7 +87,7 @@ pub async fn run(cfg: HostdConfig, shutdown: CancellationToken) -> Result<(), Ho
 
 /// How long the lock is waited for: a child process that a killed predecessor was just about to start holds
 /// the lock until it runs its own program.
-const LOCK_WITHIN: Duration = Duration::from_secs(2);
+const LOCK_WITHIN: Duration = Duration::from_secs(10);
 
 async fn lock_data_dir(dir: &Path) -> Result<std::fs::File, HostdError> {
     let fail = |source| HostdError::DataDir { path: dir.to_owned(), source };
@@ -218,13 +219,14 @@ async fn start(cfg: HostdConfig, identity: &Identity, shutdown: &CancellationTok
     ));
 
     let mut servers = JoinSet::new();
+    let (own, workers) = (Workers::new(Vec::new()), Workers::new(cfg.workers));
     let security = ingress_security(&ingress, &acceptor);
-    servers.spawn(serve(control, Security::MutualTls(acceptor), CONTROL, Control::new(node), shutdown.clone()));
+    servers.spawn(serve(control, Security::MutualTls(acceptor), CONTROL, Control::new(node), own, shutdown.clone()));
     let (handler, shutdown) = (Ingress::new(map, metrics), shutdown.clone());
     servers.spawn(async move {
         settled(instance_status).await;
         tracing::info!("ingress opens");
-        serve(ingress, security, INGRESS, handler, shutdown).await;
+        serve(ingress, security, INGRESS, handler, workers, shutdown).await;
     });
     Ok(Tasks { servers, reconcilers, stop_reconcilers: stop })
 }

@@ -3,7 +3,6 @@
 //! An accept error never ends it; a TLS handshake runs in the connection's own task under a time limit.
 //! Every connection is bounded in number, header size and, while it drains, in time.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::listen::{Accepted, Io, Listener};
 use crate::tls::{self, Caller};
+use crate::workers::{Place, Workers};
 
 /// For a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,6 +78,7 @@ pub(crate) async fn serve<H: Handler>(
     security: Security,
     bounds: Bounds,
     handler: H,
+    workers: Workers,
     shutdown: CancellationToken,
 ) {
     let permits = Arc::new(Semaphore::new(bounds.connections));
@@ -95,10 +96,10 @@ pub(crate) async fn serve<H: Handler>(
         };
         match (permit, accepted) {
             (Ok(permit), Ok(accepted)) => {
-                let serving =
-                    connection(accepted, security.clone(), bounds, handler.clone(), graceful.watcher(), permit);
+                let (security, handler, watcher) = (security.clone(), handler.clone(), graceful.watcher());
                 let aborted = aborted.clone();
-                connections.spawn(async move {
+                workers.spawn(&connections, |place| async move {
+                    let serving = connection(accepted, security, bounds, handler, watcher, place, permit);
                     tokio::select! {
                         () = aborted.cancelled() => {}
                         () = Box::pin(serving) => {}
@@ -131,9 +132,14 @@ async fn connection<H: Handler>(
     bounds: Bounds,
     handler: H,
     watcher: Watcher,
+    place: Place,
     _permit: OwnedSemaphorePermit,
 ) {
     let name = bounds.name;
+    let stream = match accepted.socket.watch() {
+        Ok(stream) => stream,
+        Err(error) => return tracing::warn!(server = name, %error, "an accepted connection cannot be used"),
+    };
     match security {
         Security::SameUser => {
             let own = nix::unistd::geteuid().as_raw();
@@ -141,10 +147,10 @@ async fn connection<H: Handler>(
                 tracing::warn!(server = name, uid = ?accepted.uid, "a connection of another user was refused");
                 return;
             }
-            http(accepted.stream, Caller::Router, bounds, handler, watcher).await;
+            http(stream, Caller::Router, bounds, handler, watcher, place).await;
         }
         Security::MutualTls(acceptor) => {
-            let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(accepted.stream)).await {
+            let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => return tracing::info!(server = name, %error, "a TLS handshake failed"),
                 Err(_) => return tracing::info!(server = name, "a TLS handshake took too long"),
@@ -153,12 +159,19 @@ async fn connection<H: Handler>(
             let Some(caller) = certificate.and_then(tls::caller_of) else {
                 return tracing::warn!(server = name, "a certificate without a role was refused");
             };
-            http(Box::new(stream), caller, bounds, handler, watcher).await;
+            http(Box::new(stream), caller, bounds, handler, watcher, place).await;
         }
     }
 }
 
-async fn http<H: Handler>(stream: Box<dyn Io>, caller: Caller, bounds: Bounds, handler: H, watcher: Watcher) {
+async fn http<H: Handler>(
+    stream: Box<dyn Io>,
+    caller: Caller,
+    bounds: Bounds,
+    handler: H,
+    watcher: Watcher,
+    place: Place,
+) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -176,9 +189,10 @@ async fn http<H: Handler>(stream: Box<dyn Io>, caller: Caller, bounds: Bounds, h
         .max_header_list_size(HEAD_BYTES as u32)
         .max_concurrent_streams(STREAMS)
         .keep_alive_interval(Duration::from_secs(20));
+    let place = Arc::new(place);
     let service = service_fn(move |request| {
-        let (handler, caller) = (handler.clone(), caller.clone());
-        async move { Ok::<_, Infallible>(handler.handle(&caller, request).await) }
+        let (handler, caller, place) = (handler.clone(), caller.clone(), Arc::clone(&place));
+        async move { place.run(async move { handler.handle(&caller, request).await }).await }
     });
     let serving = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
     if let Err(error) = serving.await {

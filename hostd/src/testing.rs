@@ -157,18 +157,18 @@ impl TestHost {
         let control = HostAddress::Unix(control);
         let shutdown = CancellationToken::new();
         let daemon = tokio::spawn(crate::run(config, shutdown.clone()));
-        let host =
+        let mut host =
             Self { id: id.to_owned(), ca, dir, control, ingress, shutdown, daemon: AbortOnDropHandle::new(daemon) };
-        let answers = eventually(|| async { host.get("/healthz").await.ok().map(Ok).or_else(|| host.ended()) }).await;
-        if answers.is_err() {
-            panic!("the daemon ended: {:?}", host.daemon.await);
+        let answers = eventually(|| async {
+            match host.get("/healthz").await {
+                Ok(_) => Some(true),
+                Err(_) => host.daemon.is_finished().then_some(false),
+            }
+        });
+        if !answers.await {
+            panic!("the daemon ended: {:?}", (&mut host.daemon).await);
         }
         host
-    }
-
-    /// Something, once the daemon ended by itself.
-    fn ended<T>(&self) -> Option<Result<T, ()>> {
-        self.daemon.is_finished().then_some(Err(()))
     }
 
     /// A call by the router.
@@ -248,6 +248,7 @@ pub(crate) fn config(id: &str, dir: &std::path::Path) -> HostdConfig {
         compiler: marcato_runtime::CompilerCommand::new(std::env::current_exe().unwrap(), compile),
         allow_private_egress: false,
         outbound_ca_file: None,
+        workers: Vec::new(),
     }
 }
 

@@ -28,6 +28,9 @@ pub struct RouterConfig {
     pub https: Vec<TcpListener>,
     /// The admin API's listener (TLS).
     pub admin: TcpListener,
+    /// Runtimes of one thread each that carry requests, one per core (at least one). The control plane runs on
+    /// the present one.
+    pub workers: Vec<tokio::runtime::Handle>,
 }
 
 /// Why the router ended.
@@ -62,7 +65,8 @@ pub async fn run(config: RouterConfig, shutdown: CancellationToken) -> Result<()
     let (changed, changes) = watch::channel(0);
     let mut registry = Registry::with_prefix("marcato");
     let (upstream, server) = (control.upstream_tls(), control.server_tls(Arc::clone(&table)));
-    let edge = Edge::new(EdgeConfig::standard(), Arc::clone(&table), changes, upstream, server, &mut registry);
+    let (standard, cell, workers) = (EdgeConfig::standard(), Arc::clone(&table), config.workers);
+    let edge = Edge::new(standard, cell, &changes, &upstream, server, workers, &mut registry);
     control.register_metrics(&mut registry);
 
     // The control plane outlives the edge's drain: hosts that come and go meanwhile still change the table.

@@ -1,6 +1,7 @@
 //! Bodies on their way into and out of a sandbox: they count against their limits, and the one that
 //! goes out drives the sandbox that makes it.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,7 @@ use marcato_api::ProblemKind;
 use tokio::time::{Instant, Sleep, sleep_until};
 use wasmtime_wasi_http::{Error, WasiBody};
 
+use crate::error::InvokeError;
 use crate::invoke::{self, Failure, Running};
 use crate::limits::Limit;
 
@@ -23,10 +25,13 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// The body of a request on its way to a guest.
 pub type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
 
+/// Frames that are read before the head goes out: one with a short answer, and its end.
+const FRAMES_AHEAD: usize = 2;
+
 /// Why a response ended early.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("the response was cut: {0}")]
-pub struct BodyError(String);
+#[derive(Debug, thiserror::Error)]
+#[error("the response was cut: {}", .0.detail)]
+pub struct BodyError(pub(crate) InvokeError);
 
 /// A guest's response body. It drives the sandbox: dropping it before its end kills the sandbox.
 pub struct ResponseBody(GuestBody);
@@ -48,21 +53,36 @@ impl Body for ResponseBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.0.poll(cx)
+        match self.0.ahead.pop_front() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => self.0.poll(cx),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.ended || self.0.body.is_end_stream()
+        self.0.ahead.is_empty() && (self.0.ended || self.0.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.body.size_hint()
+        let ahead: u64 = self.0.ahead.iter().filter_map(|f| Some(f.data_ref()?.len() as u64)).sum();
+        if self.0.ended && self.0.ahead.iter().all(Frame::is_data) {
+            return SizeHint::with_exact(ahead);
+        }
+        let rest = self.0.body.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(ahead));
+        if let Some(upper) = rest.upper().and_then(|u| u.checked_add(ahead)) {
+            hint.set_upper(upper);
+        }
+        hint
     }
 }
 
 /// What a response body is made of.
 pub(crate) struct GuestBody {
     body: WasiBody,
+    /// Frames that were there when the head was.
+    ahead: VecDeque<Frame<Bytes>>,
     /// Taken when a guest works on after its response.
     running: Option<Running>,
     timer: Pin<Box<Sleep>>,
@@ -82,7 +102,21 @@ impl GuestBody {
         announced: Option<u64>,
     ) -> Self {
         let timer = Box::pin(sleep_until(deadline));
-        Self { body, running: Some(running), timer, deadline, request_id, announced, sent: 0, ended: false }
+        let (running, ahead) = (Some(running), VecDeque::new());
+        Self { body, ahead, running, timer, deadline, request_id, announced, sent: 0, ended: false }
+    }
+
+    /// Takes what the guest has made already. A short answer is whole then: it goes out in one piece and with
+    /// its length, and the sandbox is free before the first byte leaves. Errors: it failed before any byte left.
+    pub(crate) fn read_ahead(&mut self, cx: &mut Context<'_>) -> Result<(), InvokeError> {
+        while self.ahead.len() < FRAMES_AHEAD {
+            match self.poll(cx) {
+                Poll::Ready(Some(Ok(frame))) => self.ahead.push_back(frame),
+                Poll::Ready(Some(Err(BodyError(error)))) => return Err(error),
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        Ok(())
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -143,14 +177,14 @@ impl GuestBody {
 
     fn fail(&mut self, failure: Failure) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.ended = true;
-        let detail = match self.running.take() {
+        let error = match self.running.take() {
             Some(mut running) => {
                 running.kill();
-                invoke::record(running.inner(), &self.request_id, failure).detail
+                invoke::record(running.inner(), &self.request_id, failure)
             }
-            None => failure.detail,
+            None => InvokeError { kind: failure.kind, not_started: failure.not_started, detail: failure.detail },
         };
-        Poll::Ready(Some(Err(BodyError(detail))))
+        Poll::Ready(Some(Err(BodyError(error))))
     }
 }
 

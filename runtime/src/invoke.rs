@@ -238,7 +238,10 @@ pub(crate) async fn handle(
         Ok(response) => {
             inner.counters.requests.fetch_add(1, Ordering::Relaxed);
             let announced = content_length(response.headers());
-            Ok(response.map(|body| ResponseBody::new(GuestBody::new(body, running, deadline, id, announced))))
+            let (parts, body) = response.into_parts();
+            let mut body = GuestBody::new(body, running, deadline, id, announced);
+            std::future::poll_fn(|cx| Poll::Ready(body.read_ahead(cx))).await?;
+            Ok(http::Response::from_parts(parts, ResponseBody::new(body)))
         }
         Err(failure) => {
             running.kill();

@@ -26,6 +26,8 @@ pub(crate) fn bench(arguments: &[String]) -> Result<()> {
         .current_dir(root())
         .env("MARCATO_BIN", target_dir().join("release/marcato"))
         .env("MARCATO_GUESTS", guests::folder())
+        // As `marcato up` has it; the peers log no requests either.
+        .env("MARCATO_LOG", "warn")
         .arg("--wasmtime")
         .arg(wasmtime)
         .arg("--guests")

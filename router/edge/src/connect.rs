@@ -8,6 +8,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use marcato_api::HostAddress;
 use marcato_balance::Endpoint;
+use marcato_socket::QuietUnix;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -63,7 +64,7 @@ impl Connector {
 
     async fn open(&self, endpoint: &Endpoint) -> Result<SendRequest<RequestBody>, ConnectError> {
         match &endpoint.address {
-            HostAddress::Unix(path) => self.drive(connect_unix(path).await?).await,
+            HostAddress::Unix(path) => self.drive(QuietUnix::new(connect_unix(path).await?.into_std()?)?).await,
             HostAddress::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;

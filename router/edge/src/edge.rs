@@ -10,6 +10,7 @@ use marcato_balance::TableCell;
 use prometheus_client::registry::Registry;
 use rustls::server::ResolvesServerCert;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -23,6 +24,7 @@ use crate::listen::Acceptor;
 use crate::metrics::Metrics;
 use crate::retry::Budget;
 use crate::upstream::Upstream;
+use crate::workers::Workers;
 
 /// Why the edge cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -32,22 +34,27 @@ pub enum EdgeError {
     Listener(#[source] io::Error),
 }
 
-/// What every request needs.
+/// What every request of one worker thread needs.
 pub(crate) struct Shared {
     pub(crate) cfg: EdgeConfig,
     pub(crate) clock: Clock,
     pub(crate) table: Arc<TableCell>,
     pub(crate) changed: watch::Receiver<u64>,
+    /// The thread's own connections to hosts: a request never waits for another thread's reactor.
     pub(crate) upstream: Upstream,
-    pub(crate) budget: Budget,
+    pub(crate) budget: Arc<Budget>,
     pub(crate) metrics: Metrics,
-    /// Requests that wait for an instance.
-    pub(crate) waiting: AtomicUsize,
+    /// Requests that wait for an instance, over all threads.
+    pub(crate) waiting: Arc<AtomicUsize>,
 }
 
 /// The request path, ready to serve.
 pub struct Edge {
-    shared: Arc<Shared>,
+    workers: Workers,
+    clock: Clock,
+    cfg: EdgeConfig,
+    table: Arc<TableCell>,
+    metrics: Metrics,
     server_tls: Arc<rustls::ServerConfig>,
     /// Owns the tasks of connections to hosts.
     upstream_tasks: TaskTracker,
@@ -56,27 +63,41 @@ pub struct Edge {
 impl Edge {
     /// Builds it; nothing runs yet.
     ///
-    /// `table` is read once per request, `changed` tells of a new one. `upstream_tls` must verify
+    /// `workers` are runtimes of one thread each (at least one); a client's connection stays on the one that
+    /// it was given to, and so does every request on it. `table` is read once per request, `changed` tells of a new one. `upstream_tls` must verify
     /// hosts against the cluster CA and carry the router's certificate. `server_tls` picks the
     /// certificate for clients at each handshake, so that files can be replaced while it runs.
     #[must_use]
     pub fn new(
         cfg: EdgeConfig,
         table: Arc<TableCell>,
-        changed: watch::Receiver<u64>,
-        upstream_tls: Arc<rustls::ClientConfig>,
+        changed: &watch::Receiver<u64>,
+        upstream_tls: &Arc<rustls::ClientConfig>,
         server_tls: Arc<dyn ResolvesServerCert>,
+        workers: Vec<Handle>,
         registry: &mut Registry,
     ) -> Self {
         let clock = Clock::new();
         let metrics = Metrics::register(registry);
         let upstream_tasks = TaskTracker::new();
-        let connector = Connector::new(upstream_tls, cfg.connect_ms.into(), upstream_tasks.clone(), metrics.clone());
-        let upstream = Upstream::new(connector, clock, cfg.pool_idle_per_host, cfg.pool_idle_ms.0);
-        let budget = Budget::new(cfg.retry_percent, cfg.retry_min_per_s, clock.now_ms());
-        let waiting = AtomicUsize::new(0);
-        let shared = Shared { cfg, clock, table, changed, upstream, budget, metrics, waiting };
-        Self { shared: Arc::new(shared), server_tls: server_config(server_tls), upstream_tasks }
+        let budget = Arc::new(Budget::new(cfg.retry_percent, cfg.retry_min_per_s, clock.now_ms()));
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let shared = || {
+            let (tls, tasks) = (Arc::clone(upstream_tls), upstream_tasks.clone());
+            let connector = Connector::new(tls, cfg.connect_ms.into(), tasks, metrics.clone());
+            Shared {
+                cfg: cfg.clone(),
+                clock,
+                table: Arc::clone(&table),
+                changed: changed.clone(),
+                upstream: Upstream::new(connector, clock, cfg.pool_idle_per_host, cfg.pool_idle_ms.0),
+                budget: Arc::clone(&budget),
+                metrics: metrics.clone(),
+                waiting: Arc::clone(&waiting),
+            }
+        };
+        let workers = Workers::new(workers, shared);
+        Self { workers, clock, cfg, table, metrics, server_tls: server_config(server_tls), upstream_tasks }
     }
 
     /// Serves until `shutdown`, then takes no more connections, lets requests in flight finish
@@ -87,11 +108,12 @@ impl Edge {
         https: Vec<StdListener>,
         shutdown: CancellationToken,
     ) -> Result<(), EdgeError> {
-        let connections = Arc::new(Connections::new(self.shared.clock, self.shared.metrics.clone()));
+        let connections = Arc::new(Connections::new(self.clock, self.metrics.clone()));
         let plain = Acceptor {
-            shared: Arc::clone(&self.shared),
+            workers: self.workers.clone(),
+            metrics: self.metrics.clone(),
             connections: Arc::clone(&connections),
-            places: Arc::new(Semaphore::new(self.shared.cfg.max_connections.min(Semaphore::MAX_PERMITS))),
+            places: Arc::new(Semaphore::new(self.cfg.max_connections.min(Semaphore::MAX_PERMITS))),
             tasks: TaskTracker::new(),
             tls: None,
         };
@@ -116,7 +138,7 @@ impl Edge {
     }
 
     async fn drain(&self, connections: &Connections, tasks: &TaskTracker) {
-        let bound = Duration::from(self.shared.cfg.drain_ms);
+        let bound = Duration::from(self.cfg.drain_ms);
         connections.drain();
         tasks.close();
         let watchdog = self.housekeeping(connections);
@@ -129,7 +151,7 @@ impl Edge {
             tracing::warn!(cut, "connections were cut at the end of the drain");
             let _ = timeout(Duration::from_secs(1), tasks.wait()).await;
         }
-        self.shared.upstream.close();
+        self.workers.shared().for_each(|s| s.upstream.close());
         self.upstream_tasks.close();
         let _ = timeout(Duration::from_secs(1), self.upstream_tasks.wait()).await;
     }
@@ -140,8 +162,9 @@ impl Edge {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            connections.watchdog(&self.shared.cfg);
-            self.shared.upstream.tidy(&self.shared.table.load_full());
+            connections.watchdog(&self.cfg);
+            let table = self.table.load_full();
+            self.workers.shared().for_each(|s| s.upstream.tidy(&table));
         }
     }
 }

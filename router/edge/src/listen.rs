@@ -1,7 +1,8 @@
 //! Accepting clients: TCP, TLS, and which HTTP they speak.
 //!
 //! An accept error never ends a listener, and a handshake never delays an accept: each connection
-//! has a task of its own, and those before their first request end at once when the edge drains.
+//! has a task of its own on one of the worker threads, and those before their first request end at once
+//! when the edge drains.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,12 +22,15 @@ use tokio_util::task::TaskTracker;
 use crate::conns::{ConnGuard, Connections, Watched};
 use crate::edge::Shared;
 use crate::forwarded::Peer;
+use crate::metrics::Metrics;
 use crate::proxy;
+use crate::workers::Workers;
 
 /// What a listener needs.
 #[derive(Clone)]
 pub(crate) struct Acceptor {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) workers: Workers,
+    pub(crate) metrics: Metrics,
     pub(crate) connections: Arc<Connections>,
     pub(crate) places: Arc<Semaphore>,
     pub(crate) tasks: TaskTracker,
@@ -58,17 +62,17 @@ impl Acceptor {
             match accepted {
                 Ok((stream, address, place)) => {
                     backoff = Duration::ZERO;
-                    self.shared.metrics.accepted.inc();
+                    self.metrics.accepted.inc();
                     let guard = self.connections.register();
                     let acceptor = self.clone();
-                    self.tasks.spawn(async move {
-                        acceptor.serve(stream, address, &guard).await;
+                    self.workers.spawn(&self.tasks, stream, move |shared, stream| async move {
+                        acceptor.serve(&shared, stream, address, &guard).await;
                         drop((guard, place));
                     });
                 }
                 Err(error) => {
                     // Out of descriptors, or a client that left while it waited.
-                    self.shared.metrics.accept_errors.inc();
+                    self.metrics.accept_errors.inc();
                     backoff = (backoff * 2).clamp(Duration::from_millis(5), Duration::from_secs(1));
                     tracing::warn!(%error, "accept failed");
                 }
@@ -91,8 +95,8 @@ impl Acceptor {
         Ok((stream, address, place))
     }
 
-    async fn serve(&self, stream: TcpStream, address: SocketAddr, guard: &ConnGuard) {
-        let cfg = &self.shared.cfg;
+    async fn serve(&self, shared: &Arc<Shared>, stream: TcpStream, address: SocketAddr, guard: &ConnGuard) {
+        let cfg = &shared.cfg;
         // Only delays: a connection without it still works.
         let _ = stream.set_nodelay(true);
         let https = self.tls.is_some();
@@ -102,7 +106,7 @@ impl Acceptor {
             None => {
                 let version = guard.state().until_drain(timeout(cfg.header_timeout_ms.into(), peek(&stream))).await;
                 if let Some(Ok(Some(version))) = version {
-                    self.speak(version, stream, peer, guard).await;
+                    speak(shared, version, stream, peer, guard).await;
                 }
             }
             Some(tls) => {
@@ -114,14 +118,14 @@ impl Acceptor {
                             Some(b"h2") => Http::Two,
                             _ => Http::One,
                         };
-                        self.speak(version, stream, peer, guard).await;
+                        speak(shared, version, stream, peer, guard).await;
                     }
                     Some(Ok(Err(error))) => {
-                        self.shared.metrics.tls_failures.inc();
+                        self.metrics.tls_failures.inc();
                         tracing::debug!(%error, %address, "a TLS handshake failed");
                     }
                     Some(Err(_)) => {
-                        self.shared.metrics.tls_failures.inc();
+                        self.metrics.tls_failures.inc();
                         tracing::debug!(%address, "a TLS handshake took too long");
                     }
                     None => {}
@@ -129,47 +133,48 @@ impl Acceptor {
             }
         }
     }
+}
 
-    async fn speak<T>(&self, version: Http, stream: T, peer: Arc<Peer>, guard: &ConnGuard)
-    where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let cfg = &self.shared.cfg;
-        let state = guard.state();
-        let io = TokioIo::new(Watched::new(stream, Arc::clone(state)));
-        let shared = Arc::clone(&self.shared);
-        let service = service_fn(move |request| proxy::serve(Arc::clone(&shared), Arc::clone(&peer), request));
-        let header_bytes = usize::try_from(cfg.max_header_bytes.0).unwrap_or(READ_AHEAD).max(1);
-        let ended = match version {
-            Http::One => {
-                let mut builder = http1::Builder::new();
-                builder
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(Duration::from(cfg.header_timeout_ms))
-                    .max_header_size(header_bytes)
-                    .max_buf_size(READ_AHEAD.max(header_bytes));
-                state.drive(builder.serve_connection(io, service)).await
-            }
-            Http::Two => {
-                state.is_http2();
-                let mut builder = http2::Builder::new(TokioExecutor::new());
-                builder
-                    .timer(TokioTimer::new())
-                    .max_concurrent_streams(cfg.http2_streams)
-                    .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
-                    .initial_stream_window_size(256 << 10)
-                    .initial_connection_window_size(1 << 20)
-                    .max_send_buf_size(256 << 10)
-                    // Resets that a client provokes (CVE-2023-44487 and its kin).
-                    .max_pending_accept_reset_streams(32)
-                    .keep_alive_interval(Duration::from_secs(30))
-                    .keep_alive_timeout(Duration::from_secs(15));
-                state.drive(builder.serve_connection(io, service)).await
-            }
-        };
-        if let Some(Err(error)) = ended {
-            tracing::debug!(%error, "a client connection ended");
+/// Serves a connection to its end.
+async fn speak<T>(shared: &Arc<Shared>, version: Http, stream: T, peer: Arc<Peer>, guard: &ConnGuard)
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let cfg = &shared.cfg;
+    let state = guard.state();
+    let io = TokioIo::new(Watched::new(stream, Arc::clone(state)));
+    let shared = Arc::clone(shared);
+    let service = service_fn(move |request| proxy::serve(Arc::clone(&shared), Arc::clone(&peer), request));
+    let header_bytes = usize::try_from(cfg.max_header_bytes.0).unwrap_or(READ_AHEAD).max(1);
+    let ended = match version {
+        Http::One => {
+            let mut builder = http1::Builder::new();
+            builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(Duration::from(cfg.header_timeout_ms))
+                .max_header_size(header_bytes)
+                .max_buf_size(READ_AHEAD.max(header_bytes));
+            state.drive(builder.serve_connection(io, service)).await
         }
+        Http::Two => {
+            state.is_http2();
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(cfg.http2_streams)
+                .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
+                .initial_stream_window_size(256 << 10)
+                .initial_connection_window_size(1 << 20)
+                .max_send_buf_size(256 << 10)
+                // Resets that a client provokes (CVE-2023-44487 and its kin).
+                .max_pending_accept_reset_streams(32)
+                .keep_alive_interval(Duration::from_secs(30))
+                .keep_alive_timeout(Duration::from_secs(15));
+            state.drive(builder.serve_connection(io, service)).await
+        }
+    };
+    if let Some(Err(error)) = ended {
+        tracing::debug!(%error, "a client connection ended");
     }
 }
 

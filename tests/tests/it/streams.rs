@@ -140,3 +140,20 @@ async fn a_head_that_never_ends_is_closed() -> Result<()> {
     assert!(text.is_empty() || text.starts_with("HTTP/1.1 408"), "{text}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_answer_goes_out_whole_and_with_its_length() -> Result<()> {
+    let cluster = wide_open().await?;
+    let app = cluster.app("pipe")?;
+    let short = app.get("/").await?;
+    assert_eq!(
+        (short.headers.get("content-length").map(|v| v.as_bytes()), short.text().as_str()),
+        (Some(b"6".as_slice()), "hello\n")
+    );
+    assert!(!short.headers.contains_key("transfer-encoding"));
+    let long = app.get("/big?bytes=1000000").await?;
+    assert_eq!((long.headers.get("content-length"), long.body.len()), (None, 1_000_000), "what is long is streamed");
+    let failed = app.get("/trap").await?;
+    assert_eq!(failed.status, 500);
+    Ok(())
+}

@@ -28,6 +28,7 @@ use marcato_balance::{AppSpec, EndpointSpec, RouteTable, TableCell};
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -196,7 +197,15 @@ impl Rig {
         let mut registry = Registry::default();
         let (changed, receiver) = watch::channel(0);
         let table = Arc::new(TableCell::new());
-        let edge = Edge::new(cfg, Arc::clone(&table), receiver, upstream, Arc::new(resolver), &mut registry);
+        let edge = Edge::new(
+            cfg,
+            Arc::clone(&table),
+            &receiver,
+            &upstream,
+            Arc::new(resolver),
+            vec![Handle::current()],
+            &mut registry,
+        );
         let http = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let https = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let shutdown = CancellationToken::new();

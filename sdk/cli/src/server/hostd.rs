@@ -66,7 +66,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 pub(crate) fn run(args: HostdArgs) -> Result<()> {
     parent::follow_supervisor()?;
-    logging::init("info");
+    let _log = logging::init("info");
     let mut inherited = Inherited::from_env();
     let mut listen = |address: HostAddress, name: &str| -> Result<Listen> {
         let taken = match &address {
@@ -84,6 +84,7 @@ pub(crate) fn run(args: HostdArgs) -> Result<()> {
         _ => None,
     };
     let program = std::env::current_exe().context("cannot tell where this program is")?;
+    let workers = runtime::Workers::start("hostd")?;
     let config = HostdConfig {
         data_dir: args.data,
         id: args.id,
@@ -100,6 +101,7 @@ pub(crate) fn run(args: HostdArgs) -> Result<()> {
         compiler: CompilerCommand::new(program, ["compile-component".into()]),
         allow_private_egress: args.allow_private_egress,
         outbound_ca_file: args.outbound_ca,
+        workers: workers.handles(),
     };
     runtime::server("hostd")?.block_on(signals::until_stopped(|token| marcato_hostd::run(config, token)))
 }

@@ -32,7 +32,7 @@ pub(crate) struct RouterArgs {
 
 pub(crate) fn run(args: RouterArgs) -> Result<()> {
     parent::follow_supervisor()?;
-    logging::init("info");
+    let _log = logging::init("info");
     let mut inherited = Inherited::from_env();
     let mut listen = |address: SocketAddr, name: &str| -> Result<TcpListener> {
         let taken = inherited.tcp(name).with_context(|| format!("the inherited socket {name:?}"))?;
@@ -41,12 +41,14 @@ pub(crate) fn run(args: RouterArgs) -> Result<()> {
             None => crate::up::listen::tcp(address, &format!("--{name}")),
         }
     };
+    let workers = runtime::Workers::start("router")?;
     let config = RouterConfig {
         data_dir: args.data,
         domain: args.domain,
         http: vec![listen(args.http, socket::HTTP)?],
         https: vec![listen(args.https, socket::HTTPS)?],
         admin: listen(args.admin, socket::ADMIN)?,
+        workers: workers.handles(),
     };
     runtime::server("router")?.block_on(signals::until_stopped(|token| marcato_router::run(config, token)))
 }

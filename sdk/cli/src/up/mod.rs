@@ -71,7 +71,7 @@ struct Ready {
 }
 
 pub(crate) fn run(args: &UpArgs, out: Output) -> Result<()> {
-    logging::init("marcato=info,warn");
+    let _log = logging::init("marcato=info,warn");
     let data = DataDir::open(args.data.clone())?;
     let listeners = Listeners::bind(&data, args.http, args.https, args.admin, args.hosts)?;
     runtime::client()?.block_on(supervise(args, &data, listeners, out))
