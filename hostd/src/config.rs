@@ -26,12 +26,14 @@ pub struct HostdConfig {
     pub labels: BTreeMap<String, String>,
     /// Most live sandboxes at once. Address space for all of them is reserved at start.
     pub sandboxes: u32,
-    /// Memory for sandboxes, as it is reported to the planner.
+    /// Linear memory for all live sandboxes together: reported to the planner, and never exceeded.
     pub memory: Bytes,
     /// The program that compiles components in a process of its own.
     pub compiler: CompilerCommand,
     /// Whether guests may reach private and loopback addresses with outbound HTTP.
     pub allow_private_egress: bool,
+    /// Authorities (PEM) that guests' outbound HTTPS trusts beside the public ones.
+    pub outbound_ca_file: Option<PathBuf>,
     /// Runtimes of one thread each that requests run on, one per core; without any, the daemon's own.
     pub workers: Vec<tokio::runtime::Handle>,
 }

@@ -143,8 +143,9 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
     let runtime = Runtime::new(RuntimeConfig {
         cache_dir: dir.join("cache"),
         compiler: cfg.compiler,
-        pool: PoolConfig::for_host(cfg.sandboxes),
+        pool: PoolConfig::for_host(cfg.sandboxes, cfg.memory),
         allow_private_egress: cfg.allow_private_egress,
+        outbound_ca_file: cfg.outbound_ca_file,
     })?;
     let store = ComponentStore::open(dir.join("components")).map_err(data("components"))?;
     let services = Arc::new(ServiceHost::new(dir.join("services")).map_err(data("services"))?);

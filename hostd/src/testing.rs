@@ -216,6 +216,10 @@ impl TestHost {
     pub(crate) async fn kill(self) -> Arc<tempfile::TempDir> {
         self.daemon.abort();
         let _ = self.daemon.await;
+        // The tasks that it owned end a moment later; only a process takes its sockets along at once.
+        for socket in ["c.sock", "i.sock"].map(|name| self.dir.path().join(name)) {
+            eventually(|| async { tokio::net::UnixStream::connect(&socket).await.is_err().then_some(()) }).await;
+        }
         self.dir
     }
 }
@@ -249,6 +253,7 @@ pub(crate) fn config(id: &str, dir: &std::path::Path) -> HostdConfig {
         memory: marcato_api::Bytes::mib(512),
         compiler: marcato_runtime::CompilerCommand::new(std::env::current_exe().unwrap(), compile),
         allow_private_egress: false,
+        outbound_ca_file: None,
         workers: Vec::new(),
     }
 }

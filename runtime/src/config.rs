@@ -20,6 +20,8 @@ pub struct RuntimeConfig {
     pub pool: PoolConfig,
     /// Whether guests may connect to loopback, private and link-local addresses. Off but for tests.
     pub allow_private_egress: bool,
+    /// Authorities (PEM) that guests' outbound HTTPS trusts beside the public ones: those of a private cloud.
+    pub outbound_ca_file: Option<PathBuf>,
 }
 
 /// The program that compiles a component: it gets the component on stdin and the path of the output
@@ -53,6 +55,8 @@ impl CompilerCommand {
 pub struct PoolConfig {
     /// Most live sandboxes at once (1 to 100,000).
     pub sandboxes: u32,
+    /// Linear memory that all live sandboxes may have together (64 KiB to 256 TiB); growth beyond it fails.
+    pub memory: Bytes,
     /// Address space of one linear memory; a memory never grows beyond it (64 KiB to 4 GiB).
     pub memory_per_sandbox: Bytes,
     /// How much of a slot is zeroed by hand instead of given back to the kernel.
@@ -60,10 +64,10 @@ pub struct PoolConfig {
 }
 
 impl PoolConfig {
-    /// The pool of a host: memories of up to 1 GiB, 2 MiB of each kept resident.
+    /// The pool of a host: memories of up to 1 GiB, `memory` in all, 2 MiB of each kept resident.
     #[must_use]
-    pub const fn for_host(sandboxes: u32) -> Self {
-        Self { sandboxes, memory_per_sandbox: Bytes::mib(1024), keep_resident: Bytes::mib(2) }
+    pub const fn for_host(sandboxes: u32, memory: Bytes) -> Self {
+        Self { sandboxes, memory, memory_per_sandbox: Bytes::mib(1024), keep_resident: Bytes::mib(2) }
     }
 }
 

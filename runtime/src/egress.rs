@@ -1,10 +1,13 @@
 //! Outbound HTTP of guests: which hosts they may ask, and which addresses nobody may reach.
 //!
 //! A name is resolved here and the connection goes to the very address that was checked, so a name
-//! that resolves to another address a moment later gains nothing (DNS rebinding).
+//! that resolves to another address a moment later gains nothing (DNS rebinding). Which authorities are
+//! trusted is in `network`.
+
+mod network;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::{Authority, Scheme};
@@ -18,6 +21,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
+pub(crate) use self::network::Network;
 use crate::limits::{Limit, LimitCounters};
 use crate::logs::SandboxLog;
 
@@ -74,17 +78,17 @@ impl Pattern {
 /// What the guests of one instance may reach.
 pub(crate) struct Egress {
     patterns: Vec<Pattern>,
-    allow_private: bool,
+    network: Network,
     connections: Arc<Semaphore>,
     counters: Arc<LimitCounters>,
 }
 
 impl Egress {
     /// Errors: the pattern that is not valid.
-    pub(crate) fn new(hosts: &[String], allow_private: bool, counters: Arc<LimitCounters>) -> Result<Self, String> {
+    pub(crate) fn new(hosts: &[String], network: &Network, counters: Arc<LimitCounters>) -> Result<Self, String> {
         let patterns =
             hosts.iter().map(|text| Pattern::parse(text).ok_or_else(|| text.clone())).collect::<Result<_, _>>()?;
-        Ok(Self { patterns, allow_private, connections: Arc::new(Semaphore::new(CONNECTIONS)), counters })
+        Ok(Self { patterns, network: network.clone(), connections: Arc::new(Semaphore::new(CONNECTIONS)), counters })
     }
 
     fn allows(&self, host: &str, port: u16, default_port: u16) -> bool {
@@ -192,10 +196,22 @@ async fn open(
             return Ok::<_, Error>(Stream::Plain(stream));
         }
         let name = ServerName::try_from(bare(host).to_owned()).map_err(|_| Error::HttpRequestUriInvalid)?;
-        let stream = TlsConnector::from(tls_config()?).connect(name, stream).await.map_err(Error::Tls)?;
+        let stream = TlsConnector::from(Arc::clone(&egress.network.tls)).connect(name, stream).await.map_err(|e| {
+            log.platform(&format!("outbound request to {host}:{port} failed: TLS: {e}"));
+            tls_error(e)
+        })?;
         Ok(Stream::Tls(Box::new(stream)))
     });
     Ok((connected.await.map_err(|_| Error::ConnectionTimeout)??, permit))
+}
+
+/// A certificate that is refused has a code of its own in `wasi:http`.
+fn tls_error(error: std::io::Error) -> Error {
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(_)) => Error::TlsCertificateError,
+        _ => Error::Tls(error),
+    }
 }
 
 /// An address in a URI without its brackets.
@@ -215,7 +231,7 @@ async fn connect(egress: &Egress, log: &SandboxLog, host: &str, port: u16) -> Re
     }
     let mut last = None;
     for address in addresses {
-        if !egress.allow_private && is_internal(address.ip()) {
+        if !egress.network.allow_private && is_internal(address.ip()) {
             last.get_or_insert(Error::DestinationIpProhibited);
             continue;
         }
@@ -266,17 +282,6 @@ async fn exchange(
         if open { connection.await.map_err(Error::from) } else { Ok(()) }
     };
     Ok((response.map(|body| body.map_err(Error::from).boxed_unsync()), Box::new(io)))
-}
-
-fn tls_config() -> Result<Arc<rustls::ClientConfig>, Error> {
-    static CONFIG: LazyLock<Option<Arc<rustls::ClientConfig>>> = LazyLock::new(|| {
-        let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.into() };
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder =
-            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
-        Some(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
-    });
-    CONFIG.clone().ok_or(Error::ConfigurationError)
 }
 
 /// Whether an address belongs to this machine, to a private network, or to nobody: nothing that a

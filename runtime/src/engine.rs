@@ -3,7 +3,7 @@
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use wasmtime::{
 
 use crate::config::PoolConfig;
 use crate::error::RuntimeError;
+use crate::limits::MemoryTotal;
 
 /// How often running guests are interrupted: to look at their CPU budget and to let others run.
 pub(crate) const TICK: Duration = Duration::from_millis(5);
@@ -44,10 +45,16 @@ pub(crate) fn code_config() -> Config {
 }
 
 /// Sandboxes and their memory on this host, now.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct HostTotals {
     pub(crate) sandboxes: AtomicU32,
-    pub(crate) memory: AtomicU64,
+    pub(crate) memory: MemoryTotal,
+}
+
+impl HostTotals {
+    pub(crate) const fn new(memory: Bytes) -> Self {
+        Self { sandboxes: AtomicU32::new(0), memory: MemoryTotal::new(memory.0) }
+    }
 }
 
 /// An engine with its ticker.
@@ -76,7 +83,7 @@ impl Machine {
         config.async_stack_zeroing(true);
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(pool)));
         let engine = Engine::new(&config).map_err(unavailable)?;
-        let totals = Arc::new(HostTotals::default());
+        let totals = Arc::new(HostTotals::new(pool.memory));
         let ticker = Arc::new(Ticker::default());
         let thread = std::thread::Builder::new()
             .name("marcato-epoch".into())
@@ -137,6 +144,7 @@ impl Ticker {
 fn check(pool: &PoolConfig) -> Result<(), RuntimeError> {
     let checks = [
         ("sandboxes", u64::from(pool.sandboxes), 1, 100_000),
+        ("memory", pool.memory.0, 1 << 16, 1 << 48),
         ("memory_per_sandbox", pool.memory_per_sandbox.0, 1 << 16, 4 << 30),
         ("keep_resident", pool.keep_resident.0, 0, 1 << 30),
     ];

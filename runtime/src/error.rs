@@ -37,6 +37,14 @@ pub enum RuntimeError {
         /// The most allowed.
         max: u64,
     },
+    /// The file of authorities for outbound HTTPS cannot be used.
+    #[error("the authorities for outbound HTTPS in {path} cannot be used: {reason}")]
+    OutboundCa {
+        /// Where.
+        path: String,
+        /// Why.
+        reason: String,
+    },
     /// The platform's own interfaces do not link: a defect of this build.
     #[error("the platform's interfaces do not link: {0}")]
     Link(String),

@@ -14,11 +14,11 @@ use tokio_util::task::TaskTracker;
 use crate::body::{RequestBody, ResponseBody};
 use crate::config::InstanceSetup;
 use crate::crowd::Crowd;
-use crate::egress::Egress;
+use crate::egress::{Egress, Network};
 use crate::engine::Machine;
 use crate::error::{InvokeError, StartError};
 use crate::invoke;
-use crate::limits::{InstanceMemory, Limit, LimitCounters};
+use crate::limits::{Limit, LimitCounters, MemoryTotal};
 use crate::logs::InstanceLog;
 use crate::runtime::Code;
 use crate::sandbox::{Pre, Sandbox};
@@ -51,7 +51,7 @@ pub(crate) struct Inner {
     pub(crate) egress: Arc<Egress>,
     pub(crate) services: Arc<Services>,
     pub(crate) env: Arc<[(String, String)]>,
-    pub(crate) memory: Arc<InstanceMemory>,
+    pub(crate) memory: Arc<MemoryTotal>,
     pub(crate) limits: Arc<LimitCounters>,
     pub(crate) log: Arc<InstanceLog>,
     pub(crate) counters: Counters,
@@ -101,11 +101,11 @@ impl Instance {
         setup: InstanceSetup,
         code: &Code,
         machine: Arc<Machine>,
-        allow_private_egress: bool,
+        network: &Network,
     ) -> Result<Self, StartError> {
         let InstanceSetup { id, config, services, logs, .. } = setup;
         let limits = Arc::new(LimitCounters::default());
-        let egress = Egress::new(&config.allowed_outbound_hosts, allow_private_egress, Arc::clone(&limits))
+        let egress = Egress::new(&config.allowed_outbound_hosts, network, Arc::clone(&limits))
             .map_err(StartError::OutboundPattern)?;
         let inner = Arc::new_cyclic(|weak: &Weak<Inner>| Inner {
             id,
@@ -114,7 +114,7 @@ impl Instance {
             egress: Arc::new(egress),
             services: Arc::new(services),
             env: config.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
-            memory: Arc::new(InstanceMemory { used: AtomicU64::new(0), limit: config.limits.instance_memory_bytes.0 }),
+            memory: Arc::new(MemoryTotal::new(config.limits.instance_memory_bytes.0)),
             log: Arc::new(InstanceLog::new(logs, Arc::clone(&limits))),
             limits,
             counters: Counters::default(),

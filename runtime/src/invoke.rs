@@ -403,6 +403,7 @@ fn named(inner: &Inner, limit: Limit) -> String {
     match limit {
         Limit::MemoryBytes => format!("memory_bytes ({})", limits.memory_bytes),
         Limit::InstanceMemoryBytes => format!("instance_memory_bytes ({})", limits.instance_memory_bytes),
+        Limit::HostMemory => format!("host_memory ({})", ByteCount(inner.machine.totals.memory.limit())),
         other => other.name().into(),
     }
 }
@@ -412,7 +413,7 @@ fn no_memory(inner: &Inner, limit: Limit) -> Failure {
     let detail = format!("limit {} reached: no sandbox could be made", named(inner, limit));
     let kind = match limit {
         Limit::InstanceMemoryBytes => ProblemKind::MemoryExhausted,
-        Limit::HostSandboxes => ProblemKind::Unavailable,
+        Limit::HostSandboxes | Limit::HostMemory => ProblemKind::Unavailable,
         // The component asks for more than its own limit: it fails everywhere.
         _ => ProblemKind::GuestFailed,
     };
@@ -433,6 +434,7 @@ pub(crate) fn explain(inner: &Inner, meter: &CpuMeter, fired: Option<Limit>, err
         Some(limit) => {
             let kind = match limit {
                 Limit::InstanceMemoryBytes => ProblemKind::MemoryExhausted,
+                Limit::HostMemory => ProblemKind::Unavailable,
                 _ => ProblemKind::GuestFailed,
             };
             let detail = format!("limit {} reached: the app failed on this request", named(inner, limit));

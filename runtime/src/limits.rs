@@ -39,6 +39,8 @@ limits! {
     QueueTimeoutMs = "queue_timeout_ms";
     LogRate = "log_rate";
     TableElements = "table_elements";
+    /// Memory of all sandboxes of the host.
+    HostMemory = "host_memory";
     /// Sandboxes of the whole host.
     HostSandboxes = "host_sandboxes";
     OutboundConnections = "outbound_connections";
@@ -64,20 +66,38 @@ impl LimitCounters {
     }
 }
 
-/// Memory of all live sandboxes of one instance.
+/// Memory of all live sandboxes of one instance, or of the host: never more than its limit.
 #[derive(Debug)]
-pub(crate) struct InstanceMemory {
-    pub(crate) used: AtomicU64,
-    pub(crate) limit: u64,
+pub(crate) struct MemoryTotal {
+    used: AtomicU64,
+    limit: u64,
 }
 
-impl InstanceMemory {
+impl MemoryTotal {
+    pub(crate) const fn new(limit: u64) -> Self {
+        Self { used: AtomicU64::new(0), limit }
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub(crate) const fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Counts `bytes` in, unless that would go over the limit.
     fn take(&self, bytes: u64) -> bool {
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 used.checked_add(bytes).filter(|total| *total <= self.limit)
             })
             .is_ok()
+    }
+
+    /// Gives back what was taken.
+    fn release(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -87,21 +107,21 @@ pub(crate) struct SandboxLimiter {
     memory_used: u64,
     last_growth: u64,
     table_elements: usize,
-    instance: Arc<InstanceMemory>,
+    instance: Arc<MemoryTotal>,
     host: Arc<HostTotals>,
     /// The limit that made a growth fail, until somebody takes it.
     pub(crate) fired: Option<Limit>,
 }
 
 impl SandboxLimiter {
-    pub(crate) fn new(memory_limit: u64, instance: Arc<InstanceMemory>, host: Arc<HostTotals>) -> Self {
+    pub(crate) fn new(memory_limit: u64, instance: Arc<MemoryTotal>, host: Arc<HostTotals>) -> Self {
         Self { memory_limit, memory_used: 0, last_growth: 0, table_elements: 0, instance, host, fired: None }
     }
 
     fn release(&mut self, bytes: u64) {
         self.memory_used -= bytes;
-        self.instance.used.fetch_sub(bytes, Ordering::Relaxed);
-        self.host.memory.fetch_sub(bytes, Ordering::Relaxed);
+        self.instance.release(bytes);
+        self.host.memory.release(bytes);
     }
 }
 
@@ -122,7 +142,11 @@ impl ResourceLimiter for SandboxLimiter {
             self.fired = Some(Limit::InstanceMemoryBytes);
             return Ok(false);
         }
-        self.host.memory.fetch_add(growth, Ordering::Relaxed);
+        if !self.host.memory.take(growth) {
+            self.instance.release(growth);
+            self.fired = Some(Limit::HostMemory);
+            return Ok(false);
+        }
         self.memory_used += growth;
         self.last_growth = growth;
         Ok(true)

@@ -12,6 +12,7 @@ use wasmtime::component::{Component, Linker};
 
 use crate::artifact::ArtifactCache;
 use crate::config::{CompilerCommand, InstanceSetup, RuntimeConfig};
+use crate::egress::Network;
 use crate::engine::Machine;
 use crate::error::{CompileError, LoadError, RuntimeError, StartError};
 use crate::instance::Instance;
@@ -30,7 +31,7 @@ struct Shared {
     cache: ArtifactCache,
     compiler: CompilerCommand,
     compilers: Semaphore,
-    allow_private_egress: bool,
+    network: Network,
 }
 
 impl std::fmt::Debug for Runtime {
@@ -61,8 +62,10 @@ impl std::fmt::Debug for Code {
 }
 
 impl Runtime {
-    /// Makes a runtime; needs a tokio runtime around it. Errors: the pool or the cache cannot be had.
+    /// Makes a runtime; needs a tokio runtime around it. Errors: the pool or the cache cannot be had, or the file of
+    /// authorities cannot be used.
     pub fn new(config: RuntimeConfig) -> Result<Self, RuntimeError> {
+        let network = Network::new(config.allow_private_egress, config.outbound_ca_file.as_deref())?;
         let machine = Machine::new(&config.pool)?;
         let mut linker = Linker::new(&machine.engine);
         link(&mut linker).map_err(|e| RuntimeError::Link(format!("{e:#}")))?;
@@ -73,7 +76,7 @@ impl Runtime {
             cache,
             compiler: config.compiler,
             compilers: Semaphore::new(COMPILERS),
-            allow_private_egress: config.allow_private_egress,
+            network,
         })))
     }
 
@@ -117,7 +120,7 @@ impl Runtime {
     /// Starts an instance; needs a tokio runtime around it.
     pub fn start(&self, setup: InstanceSetup, code: &Code) -> Result<Instance, StartError> {
         setup.config.validate()?;
-        Instance::new(setup, code, Arc::clone(&self.0.machine), self.0.allow_private_egress)
+        Instance::new(setup, code, Arc::clone(&self.0.machine), &self.0.network)
     }
 
     /// What the host's sandboxes use now.
@@ -126,7 +129,7 @@ impl Runtime {
         let totals = &self.0.machine.totals;
         HostUsage {
             resident_bytes: resident().unwrap_or_default(),
-            sandbox_bytes: Bytes(totals.memory.load(Ordering::Relaxed)),
+            sandbox_bytes: Bytes(totals.memory.used()),
             sandboxes: totals.sandboxes.load(Ordering::Relaxed),
         }
     }

@@ -12,9 +12,9 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use cargo_metadata::{Metadata, MetadataCommand, Package};
 
-use crate::javascript;
 use crate::run::{cargo, root, run};
 use crate::wasm_target::{self, TARGET, Toolchain};
+use crate::{javascript, python};
 
 /// What was built.
 pub(crate) struct Built {
@@ -22,8 +22,8 @@ pub(crate) struct Built {
     pub(crate) way: &'static str,
     /// Component files, by name.
     pub(crate) components: Vec<PathBuf>,
-    /// Why there is no JavaScript component, when there is none.
-    pub(crate) javascript: Option<String>,
+    /// Components of other toolchains that this machine cannot build, and why.
+    pub(crate) skipped: Vec<(&'static str, String)>,
 }
 
 /// Where finished components lie.
@@ -90,14 +90,24 @@ pub(crate) fn guest_cargo(toolchain: &Toolchain) -> Command {
 pub(crate) fn build() -> Result<Built> {
     let toolchain = wasm_target::ensure()?;
     let mut components = rust_components(&toolchain)?;
-    let javascript = match javascript::build(&folder())? {
-        Ok(path) => {
-            components.push(path);
-            None
+    let mut skipped = Vec::new();
+    for (name, result) in
+        [("guest-javascript", javascript::build(&folder())), ("guest-python", python::build(&folder()))]
+    {
+        // What the tests print in place of a result.
+        let note = folder().join(format!("{name}.skipped"));
+        match result {
+            Ok(path) => {
+                drop(fs::remove_file(&note));
+                components.push(path);
+            }
+            Err(reason) => {
+                fs::write(&note, &reason)?;
+                skipped.push((name, reason));
+            }
         }
-        Err(reason) => Some(reason),
-    };
-    Ok(Built { way: toolchain.way, components, javascript })
+    }
+    Ok(Built { way: toolchain.way, components, skipped })
 }
 
 /// Builds the Rust guests only.
@@ -134,6 +144,25 @@ pub(crate) fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
     Ok(fs::rename(&part, to)?)
 }
 
+/// Marks a component as made now: its bytes may be the same as before.
+pub(crate) fn touch(file: &Path) -> Result<()> {
+    Ok(fs::File::open(file)?.set_modified(std::time::SystemTime::now())?)
+}
+
+/// Whether a file is there and no older than any of its sources.
+pub(crate) fn is_newer(file: &Path, sources: &[&Path]) -> bool {
+    let modified = |p: &Path| fs::metadata(p).and_then(|m| m.modified()).ok();
+    match modified(file) {
+        Some(made) => sources.iter().all(|s| modified(s).is_some_and(|t| t <= made)),
+        None => false,
+    }
+}
+
+/// The beginning of another program's words, on one line.
+pub(crate) fn first_lines(text: &str) -> String {
+    text.lines().take(6).collect::<Vec<_>>().join(" | ")
+}
+
 /// Says what was built, for people.
 pub(crate) fn print(built: &Built) {
     println!("guests: {}", built.way);
@@ -141,7 +170,7 @@ pub(crate) fn print(built: &Built) {
         let size = fs::metadata(path).map_or(0, |m| m.len());
         println!("  {:>9.2} MB  {}", size as f64 / 1e6, path.display());
     }
-    if let Some(reason) = &built.javascript {
-        println!("  skipped: the JavaScript component: {reason}");
+    for (name, reason) in &built.skipped {
+        println!("  skipped: {name}: {reason}");
     }
 }

@@ -10,6 +10,7 @@ mod deps;
 mod guests;
 mod house;
 mod javascript;
+mod python;
 mod run;
 mod test;
 mod up;

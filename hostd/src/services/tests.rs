@@ -380,20 +380,22 @@ async fn a_full_queue_refuses_at_once() {
     lock.execute_batch("BEGIN IMMEDIATE").expect("locked");
     let mut calls: Vec<_> =
         (0..600).map(|_| state.call(KeyValueRequest::Increment { key: "n".to_owned(), delta: 1 })).collect();
-    let (mut refused, mut waiting) = (0, None);
-    for (n, call) in calls.iter_mut().enumerate() {
-        match futures::poll!(call) {
+    let (mut refused, mut queued) = (0, Vec::new());
+    for mut call in calls.drain(..) {
+        match futures::poll!(&mut call) {
             std::task::Poll::Ready(Err(KeyValueError::Unavailable(_))) => refused += 1,
-            // On a slow machine the worker gives up on the lock meanwhile.
-            std::task::Poll::Ready(_) => {}
-            std::task::Poll::Pending => waiting = waiting.or(Some(n)),
+            std::task::Poll::Ready(other) => panic!("nothing can be committed: {other:?}"),
+            std::task::Poll::Pending => queued.push(call),
         }
     }
-    assert!((200..=344).contains(&refused), "{refused} refused");
+    // All but the queue (256) and what the worker had taken out of it by then: a batch of 64 for every time that
+    // it waited for the lock in vain, on a machine that stands still for so long.
+    assert!(refused > 0 && queued.len() >= 256, "{refused} refused, {} queued", queued.len());
     lock.execute_batch("ROLLBACK").expect("unlocked");
-    // What was taken into the queue is answered.
-    let first = calls.swap_remove(waiting.expect("some wait")).await;
-    assert!(matches!(first, Ok(KeyValueResponse::Number(_)) | Err(KeyValueError::Unavailable(_))), "{first:?}");
+    // What was taken into the queue is answered, all of it.
+    for answer in futures::future::join_all(queued).await {
+        assert!(matches!(answer, Ok(KeyValueResponse::Number(_)) | Err(KeyValueError::Unavailable(_))), "{answer:?}");
+    }
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Patterns and addresses.
+//! Patterns, addresses, and servers of our own over TLS.
 
 use super::*;
 
@@ -6,7 +6,8 @@ use super::*;
 fn patterns_match_whole_names_and_ports() {
     let egress = |hosts: &[&str]| {
         let hosts: Vec<String> = hosts.iter().map(|h| (*h).to_owned()).collect();
-        Egress::new(&hosts, false, Arc::new(LimitCounters::default()))
+        let network = Network::new(false, None).expect("always");
+        Egress::new(&hosts, &network, Arc::new(LimitCounters::default()))
     };
     let some = egress(&["api.example.org", "*.example.com", "db.internal:8080", "[2001:db8::1]:80"]).expect("valid");
     for (host, port, tls, expected) in [
@@ -63,4 +64,187 @@ fn internal_addresses_are_known() {
     for ip in ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"] {
         assert!(!is_internal(ip.parse().expect("an address")), "{ip}");
     }
+}
+
+/// Keeps what the platform says.
+#[derive(Default)]
+struct Said(std::sync::Mutex<Vec<String>>);
+
+impl crate::LogSink for Said {
+    fn line(&self, _: &str, _: marcato_api::LogStream, text: &str) {
+        self.0.lock().expect("not poisoned").push(text.to_owned());
+    }
+}
+
+struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::new(Vec::new()).expect("valid");
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).expect("signed").pem();
+        Self { issuer: rcgen::Issuer::new(params, key), pem }
+    }
+
+    /// The settings of a server whose certificate is for `name` and lasts until the year `until`.
+    fn server(&self, name: &str, until: i32) -> Arc<rustls::ServerConfig> {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("TLS 1.2 and 1.3")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key.into())
+            .expect("they belong together");
+        Arc::new(config)
+    }
+}
+
+/// A server on a free port that answers everything with "ok", over TLS when it has settings for it.
+async fn serve(tasks: &mut tokio::task::JoinSet<()>, tls: Option<Arc<rustls::ServerConfig>>) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    tasks.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            match &tls {
+                None => answer(stream).await,
+                // A client that does not trust us ends the handshake.
+                Some(tls) => {
+                    if let Ok(stream) = tokio_rustls::TlsAcceptor::from(Arc::clone(tls)).accept(stream).await {
+                        answer(stream).await;
+                    }
+                }
+            }
+        }
+    });
+    port
+}
+
+async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            // What speaks TLS to a server without it hears that.
+            Ok(byte) if head.is_empty() && !byte.is_ascii_uppercase() => break,
+            Ok(byte) => head.push(byte),
+            Err(_) => return,
+        }
+    }
+    let response = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
+    // The client may be gone.
+    let _ = stream.write_all(response).await;
+    let _ = stream.shutdown().await;
+}
+
+struct Guest {
+    egress: Egress,
+    log: SandboxLog,
+    said: Arc<Said>,
+}
+
+impl Guest {
+    fn new(network: &Network, hosts: &[String]) -> Self {
+        let counters = Arc::new(LimitCounters::default());
+        let said = Arc::new(Said::default());
+        let sink = Arc::clone(&said) as Arc<dyn crate::LogSink>;
+        let log = SandboxLog::new(Arc::new(crate::logs::InstanceLog::new(sink, Arc::clone(&counters))));
+        Self { egress: Egress::new(hosts, network, counters).expect("valid"), log, said }
+    }
+
+    async fn ask(&self, url: &str) -> Result<String, Error> {
+        let body = http_body_util::Empty::new().map_err(|e| match e {}).boxed_unsync();
+        let host = url.split('/').nth(2).expect("a URL");
+        let request = http::Request::builder().uri(url).header("host", host).body(body).expect("valid");
+        let (response, io) = send(&self.egress, &self.log, request, RequestOptions::default()).await?;
+        let (body, io) = tokio::join!(response.into_body().collect(), Box::into_pin(io));
+        io?;
+        Ok(String::from_utf8_lossy(&body?.to_bytes()).into_owned())
+    }
+
+    fn logged(&self, text: &str) -> bool {
+        self.said.0.lock().expect("not poisoned").iter().any(|line| line.contains(text))
+    }
+}
+
+#[tokio::test]
+async fn https_needs_a_trusted_certificate_for_the_name() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (ours, foreign) = (Authority::new("ours"), Authority::new("foreign"));
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, format!("# The cloud's own authority.\n{}", ours.pem)).expect("written");
+    let mut tasks = tokio::task::JoinSet::new();
+    let good = serve(&mut tasks, Some(ours.server("localhost", 2100))).await;
+    let other_name = serve(&mut tasks, Some(ours.server("other.example", 2100))).await;
+    let expired = serve(&mut tasks, Some(ours.server("localhost", 2001))).await;
+    let unknown = serve(&mut tasks, Some(foreign.server("localhost", 2100))).await;
+    let plain = serve(&mut tasks, None).await;
+    let hosts: Vec<_> =
+        [good, other_name, expired, unknown, plain].iter().map(|port| format!("localhost:{port}")).collect();
+
+    let network = Network::new(true, Some(&ca)).expect("a usable file");
+    let guest = Guest::new(&network, &hosts);
+    assert_eq!(guest.ask(&format!("https://localhost:{good}/")).await.expect("trusted"), "ok");
+    for (port, why) in [(other_name, "not valid for name"), (expired, "xpired"), (unknown, "UnknownIssuer")] {
+        let refused = guest.ask(&format!("https://localhost:{port}/")).await;
+        assert!(matches!(refused, Err(Error::TlsCertificateError)), "{why}: {refused:?}");
+        assert!(guest.logged(why), "the log says why: {why}: {:?}", guest.said.0);
+    }
+    // Not TLS at all: never sent in the clear instead.
+    let refused = guest.ask(&format!("https://localhost:{plain}/")).await;
+    assert!(matches!(refused, Err(Error::Tls(_))), "{refused:?}");
+
+    // Without the file the public authorities alone count.
+    let public = Guest::new(&Network::new(true, None).expect("always"), &hosts);
+    let refused = public.ask(&format!("https://localhost:{good}/")).await;
+    assert!(matches!(refused, Err(Error::TlsCertificateError)), "{refused:?}");
+}
+
+#[tokio::test]
+async fn plain_http_and_internal_addresses_need_their_permission() {
+    let mut tasks = tokio::task::JoinSet::new();
+    let (named, unnamed) = (serve(&mut tasks, None).await, serve(&mut tasks, None).await);
+    // A host without a port stands for the scheme's own port only.
+    let hosts = [format!("localhost:{named}"), "localhost".to_owned()];
+    let guest = Guest::new(&Network::new(true, None).expect("always"), &hosts);
+    assert_eq!(guest.ask(&format!("http://localhost:{named}/")).await.expect("named"), "ok");
+    for url in [format!("http://localhost:{unnamed}/"), format!("http://127.0.0.1:{named}/")] {
+        let refused = guest.ask(&url).await;
+        assert!(matches!(refused, Err(Error::HttpRequestDenied)), "{url}: {refused:?}");
+    }
+    assert!(guest.logged("not in allowed_outbound_hosts"));
+    // The manifest does not decide on internal addresses: the operator does.
+    let guest = Guest::new(&Network::new(false, None).expect("always"), &hosts);
+    let refused = guest.ask(&format!("http://localhost:{named}/")).await;
+    assert!(matches!(refused, Err(Error::DestinationIpProhibited)), "{refused:?}");
+    assert!(guest.logged("its address is internal"));
+}
+
+#[test]
+fn a_file_without_a_usable_authority_is_an_error() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("ca.pem");
+    assert!(matches!(Network::new(false, Some(&file)), Err(crate::RuntimeError::OutboundCa { .. })), "no file");
+    let good = Authority::new("one").pem;
+    let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    let noise = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    for bad in ["", "nonsense", "\0\u{1b}", key, noise, &good[..good.len() / 2], &format!("{good}{noise}")] {
+        std::fs::write(&file, bad).expect("written");
+        match Network::new(false, Some(&file)) {
+            Err(e @ crate::RuntimeError::OutboundCa { .. }) => assert!(e.to_string().contains("ca.pem"), "{e}"),
+            other => panic!("{bad:?}: {:?}", other.map(|_| ())),
+        }
+    }
+    std::fs::write(&file, format!("{good}\n{}", Authority::new("two").pem)).expect("written");
+    assert!(Network::new(false, Some(&file)).is_ok());
 }

@@ -4,8 +4,8 @@ use super::*;
 
 #[test]
 fn memory_is_added_up_and_given_back() {
-    let instance = Arc::new(InstanceMemory { used: AtomicU64::new(0), limit: 300 });
-    let host = Arc::new(HostTotals::default());
+    let instance = Arc::new(MemoryTotal::new(300));
+    let host = Arc::new(HostTotals::new(marcato_api::Bytes(1000)));
     let mut one = SandboxLimiter::new(200, Arc::clone(&instance), Arc::clone(&host));
     let mut two = SandboxLimiter::new(200, Arc::clone(&instance), Arc::clone(&host));
     let grow = |l: &mut SandboxLimiter, from, to| l.memory_growing(from, to, None).expect("no trap");
@@ -17,15 +17,59 @@ fn memory_is_added_up_and_given_back() {
     assert!(grow(&mut two, 0, 100));
     assert!(!grow(&mut two, 100, 101));
     assert_eq!(two.fired.take(), Some(Limit::InstanceMemoryBytes));
-    assert_eq!(host.memory.load(Ordering::Relaxed), 300);
+    assert_eq!(host.memory.used(), 300);
     // What was granted and could not be had is given back, once.
     two.memory_grow_failed(wasmtime::Error::msg("no pages")).expect("no trap");
     two.memory_grow_failed(wasmtime::Error::msg("no pages")).expect("no trap");
-    assert_eq!(instance.used.load(Ordering::Relaxed), 200);
+    assert_eq!(instance.used(), 200);
     assert!(!grow(&mut one, 0, usize::MAX));
     drop((one, two));
-    assert_eq!(instance.used.load(Ordering::Relaxed), 0);
-    assert_eq!(host.memory.load(Ordering::Relaxed), 0);
+    assert_eq!(instance.used(), 0);
+    assert_eq!(host.memory.used(), 0);
+}
+
+#[test]
+fn the_hosts_total_holds_over_all_instances() {
+    let host = Arc::new(HostTotals::new(marcato_api::Bytes(150)));
+    let limiter = || SandboxLimiter::new(200, Arc::new(MemoryTotal::new(200)), Arc::clone(&host));
+    let (mut one, mut two) = (limiter(), limiter());
+    assert!(one.memory_growing(0, 100, None).expect("no trap"));
+    assert!(!two.memory_growing(0, 51, None).expect("no trap"));
+    assert_eq!(two.fired.take(), Some(Limit::HostMemory));
+    assert_eq!(two.instance.used(), 0, "the instance is not charged for what the host refused");
+    assert!(two.memory_growing(0, 50, None).expect("no trap"));
+    drop(one);
+    assert_eq!(host.memory.used(), 50);
+    assert!(two.memory_growing(50, 150, None).expect("no trap"));
+    drop(two);
+    assert_eq!(host.memory.used(), 0);
+}
+
+#[test]
+fn the_hosts_total_holds_between_threads() {
+    const LIMIT: u64 = 1000;
+    let host = Arc::new(HostTotals::new(marcato_api::Bytes(LIMIT)));
+    std::thread::scope(|scope| {
+        for size in 1..=8 {
+            let host = &host;
+            scope.spawn(move || {
+                for _ in 0..2000 {
+                    let instance = Arc::new(MemoryTotal::new(u64::MAX));
+                    let mut sandbox = SandboxLimiter::new(u64::MAX, instance, Arc::clone(host));
+                    let (mut had, mut refused) = (0, false);
+                    while !refused && had < 500 {
+                        let next = had + 37 * size;
+                        refused = !sandbox.memory_growing(had, next, None).expect("no trap");
+                        if !refused {
+                            had = next;
+                        }
+                        assert!(host.memory.used() <= LIMIT);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(host.memory.used(), 0);
 }
 
 #[test]

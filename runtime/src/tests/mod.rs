@@ -51,17 +51,18 @@ fn compiler_process() {
 
 impl Fixture {
     fn new() -> Self {
-        Self::sized(16)
+        Self::sized(16, ByteCount::mib(1024))
     }
 
-    fn sized(sandboxes: u32) -> Self {
+    fn sized(sandboxes: u32, memory: ByteCount) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let pool = PoolConfig { keep_resident: ByteCount::kib(64), ..PoolConfig::for_host(sandboxes) };
+        let pool = PoolConfig { keep_resident: ByteCount::kib(64), ..PoolConfig::for_host(sandboxes, memory) };
         let config = RuntimeConfig {
             cache_dir: dir.path().join("cache"),
             compiler: compiler(),
             pool,
             allow_private_egress: false,
+            outbound_ca_file: None,
         };
         Self { runtime: Runtime::new(config).expect("a runtime"), dir, lines: Arc::new(Lines::default()) }
     }
@@ -249,6 +250,82 @@ async fn memory_is_limited_per_sandbox_and_per_instance() {
     until("all is given back", || f.runtime.usage().sandbox_bytes == ByteCount(0)).await;
 }
 
+/// Each sandbox has 64 KiB of its own and 64 KiB of the adapter; the host has room for three in all, whichever
+/// app they belong to.
+#[tokio::test]
+async fn the_memory_of_the_host_is_shared_and_never_exceeded() {
+    let f = Fixture::sized(16, ByteCount::kib(384));
+    let long = |c: &mut RevisionConfig| c.limits.cpu_ms = Millis::secs(60);
+    let one = f.start(&guests::endless(), config(long)).await;
+    let other = f.start(&guests::hello(), RevisionConfig::default()).await;
+    let patient = f.start(&guests::grow_and_go_on(32), RevisionConfig::default()).await;
+    let running: Vec<_> = (0..2)
+        .map(|_| {
+            tokio::spawn({
+                let i = one.clone();
+                async move { i.handle(request()).await.map(drop) }
+            })
+        })
+        .collect();
+    until("both run", || f.runtime.usage().sandbox_bytes == ByteCount::kib(256)).await;
+    patient.handle(request()).await.expect("memory.grow gives -1 and the guest goes on");
+    assert_eq!(fired(&patient, "host_memory"), 1);
+    until("it is gone", || f.runtime.usage().sandbox_bytes == ByteCount::kib(256)).await;
+
+    let third = tokio::spawn({
+        let i = one.clone();
+        async move { i.handle(request()).await.map(drop) }
+    });
+    until("three run", || f.runtime.usage().sandbox_bytes == ByteCount::kib(384)).await;
+    for app in [&other, &one] {
+        let error = app.handle(request()).await.map(drop).expect_err("no memory left on the host");
+        assert_eq!((error.kind, error.not_started), (ProblemKind::Unavailable, true));
+        assert_eq!(error.kind.status(), 503);
+        assert!(error.detail.contains("host_memory (384 KiB)"), "{}", error.detail);
+        assert_eq!(fired(app, "host_memory"), 1);
+    }
+    assert_eq!(f.runtime.usage().sandbox_bytes, ByteCount::kib(384), "what was refused is not counted");
+    running.iter().chain([&third]).for_each(tokio::task::JoinHandle::abort);
+    until("all is given back", || f.runtime.usage().sandbox_bytes == ByteCount(0)).await;
+    other.handle(request()).await.expect("there is room again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_memory_of_the_host_is_given_back_by_requests_at_once() {
+    let f = Fixture::sized(64, ByteCount::kib(512));
+    let apps = [
+        f.start(&guests::grow(1), RevisionConfig::default()).await,
+        f.start(&guests::grow_and_go_on(2), RevisionConfig::default()).await,
+        f.start(&guests::hello(), RevisionConfig::default()).await,
+    ];
+    let work: Vec<_> = (0..24)
+        .map(|n| {
+            let app = apps[n % apps.len()].clone();
+            tokio::spawn(async move {
+                let mut answered = 0_u32;
+                for _ in 0..40 {
+                    match app.handle(request()).await {
+                        Ok(response) => {
+                            response.into_body().collect().await.expect("a body");
+                            answered += 1;
+                        }
+                        Err(e) => assert!(e.detail.contains("host_memory"), "{e}"),
+                    }
+                }
+                answered
+            })
+        })
+        .collect();
+    let mut answered = 0;
+    for task in work {
+        answered += task.await.expect("no panic");
+        assert!(f.runtime.usage().sandbox_bytes <= ByteCount::kib(512));
+    }
+    assert!(answered > 0);
+    until("all is given back", || f.runtime.usage().sandbox_bytes == ByteCount(0)).await;
+    assert_eq!(f.runtime.usage().sandboxes, 0);
+}
+
 #[tokio::test]
 async fn a_client_that_goes_away_takes_its_sandbox_along() {
     let f = Fixture::new();
@@ -426,8 +503,9 @@ async fn a_pool_that_cannot_be_had_is_an_error() {
         let config = RuntimeConfig {
             cache_dir: dir.path().join("cache"),
             compiler: compiler(),
-            pool: PoolConfig::for_host(sandboxes),
+            pool: PoolConfig::for_host(sandboxes, ByteCount::mib(1024)),
             allow_private_egress: false,
+            outbound_ca_file: None,
         };
         Runtime::new(config)
     };

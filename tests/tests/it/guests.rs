@@ -120,3 +120,50 @@ async fn a_javascript_component_runs_unchanged() -> Result<()> {
     assert_eq!(script.get("/throw").await?.status, 500);
     Ok(())
 }
+
+/// 19 MB, CPython inside: a fresh one for every request, and one that serves on when reuse was asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_component_runs_unchanged() -> Result<()> {
+    let component = match guest_if_built("guest-python") {
+        Ok(path) => path,
+        Err(reason) => {
+            println!("SKIPPED: no Python component: {reason}");
+            return Ok(());
+        }
+    };
+    let size = std::fs::metadata(&component)?.len();
+    assert!(size > 10_000_000, "it is a real one: {size} bytes");
+    let cluster = cluster(1).await?;
+    let admin = cluster.admin()?;
+    admin.deploy(&component, &Deploy::new("snake")).await?;
+    let snake = cluster.app("snake")?;
+    assert_eq!(snake.get("/").await?.text(), "hello from Python\n");
+    let json: serde_json::Value = serde_json::from_slice(&snake.get("/json?a=1&b=%C3%BC").await?.body)?;
+    assert_eq!((json["query"]["a"].as_str(), json["query"]["b"].as_str()), (Some("1"), Some("ü")));
+    // More than one read and more than one write in the guest.
+    let body: Vec<u8> = (0..200_000_u32).map(|n| (n % 251) as u8).collect();
+    let echoed = snake.request(Method::POST, "/echo", &[], full(body.clone())).await?;
+    assert!(echoed.status == 200 && echoed.body == body, "{}: {} bytes came back", echoed.status, echoed.body.len());
+    assert_eq!(snake.get("/nowhere").await?.status, 404);
+    assert_eq!(snake.get("/throw").await?.status, 500);
+    admin.logged("snake", "thrown, as asked").await?;
+    for _ in 0..3 {
+        assert_eq!(snake.get("/counter").await?.text(), "1\n", "a fresh sandbox each");
+    }
+
+    let reused = Deploy::new("pet").with(|c| {
+        c.concurrency = 1;
+        c.reuse.max_requests = 100;
+        c.reuse.idle_ms = marcato_api::Millis::secs(60);
+    });
+    admin.deploy(&component, &reused).await?;
+    let pet = cluster.app("pet")?;
+    let mut most = 0;
+    for _ in 0..5 {
+        let body = full(b"again".to_vec());
+        assert_eq!(pet.request(Method::POST, "/echo", &[], body).await?.text(), "again");
+        most = most.max(pet.get("/counter").await?.text().trim().parse::<u32>()?);
+    }
+    assert!(most > 1, "a sandbox serves on: {most}");
+    Ok(())
+}

@@ -3,6 +3,7 @@
 //! out. Screenshots go to `target/screenshots` to be looked at.
 
 mod browser;
+mod throttle;
 
 use std::path::Path;
 

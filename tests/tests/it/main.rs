@@ -11,6 +11,7 @@ mod guests;
 mod health;
 mod hostile;
 mod lifecycle;
+mod outbound;
 mod security;
 mod streams;
 
@@ -51,6 +52,12 @@ impl std::ops::DerefMut for Running {
 }
 
 async fn cluster(hosts: u32) -> Result<Running> {
+    cluster_with(hosts, &[]).await
+}
+
+/// A cluster with more arguments for `marcato up`.
+async fn cluster_with(hosts: u32, arguments: &[&str]) -> Result<Running> {
     let permit = permit().await;
-    Ok(Running { cluster: Cluster::start(ClusterOptions::hosts(hosts)).await?, _permit: permit })
+    let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
+    Ok(Running { cluster: Cluster::start(ClusterOptions { hosts, arguments }).await?, _permit: permit })
 }

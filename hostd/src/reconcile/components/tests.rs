@@ -24,8 +24,9 @@ fn fixture() -> Fixture {
     let runtime = Runtime::new(RuntimeConfig {
         cache_dir: dir.path().join("cache"),
         compiler: host_config("h1", dir.path()).compiler,
-        pool: PoolConfig::for_host(2),
+        pool: PoolConfig::for_host(2, marcato_api::Bytes::mib(64)),
         allow_private_egress: false,
+        outbound_ca_file: None,
     })
     .unwrap();
     let wake = Arc::new(Notify::new());

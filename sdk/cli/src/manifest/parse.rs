@@ -37,11 +37,24 @@ pub(super) fn parse(text: &str, file: &str) -> Result<Manifest, ManifestError> {
         },
         message,
     };
-    let manifest: Manifest = toml::from_str(text).map_err(|e| at(e.span().map(|s| s.start), explain(e.message())))?;
+    let wrong = |path: &str, e: &toml::de::Error| at(e.span().map(|s| s.start), named(path, &explain(e.message())));
+    let document = toml::Deserializer::parse(text).map_err(|e| wrong("", &e))?;
+    let manifest: Manifest =
+        serde_path_to_error::deserialize(document).map_err(|e| wrong(&e.path().to_string(), e.inner()))?;
     match check(&manifest) {
         Ok(()) => Ok(manifest),
         Err((path, message)) => Err(at(find(text, path), message)),
     }
+}
+
+/// A message with the path of the field that it is about, as `limits.memory`; a message that names the field itself
+/// stays as it is.
+fn named(path: &str, message: &str) -> String {
+    let path: String = path.chars().filter(|c| !c.is_control()).take(120).collect();
+    if path.is_empty() || path == "." || message.starts_with("unknown field") {
+        return message.to_owned();
+    }
+    format!("{path}: {message}")
 }
 
 /// Line and column, from 1, of a byte offset.

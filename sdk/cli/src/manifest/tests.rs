@@ -134,6 +134,36 @@ fn wrong_values_are_named_with_their_line() {
 }
 
 #[test]
+fn a_value_of_the_wrong_type_is_named_by_its_path() {
+    let head = "name = \"a\"\ncomponent = \"a.wasm\"\n";
+    for (text, start, part) in [
+        ("[limits]\nmemory = 1024", "marcato.toml:4:10: limits.memory: ", "integer `1024`"),
+        ("[limits]\nmemory = \"128\"", "marcato.toml:4:10: limits.memory: ", "is not a size"),
+        ("[limits]\ntime = 30", "marcato.toml:4:8: limits.time: ", "30s"),
+        ("limits = 5", "marcato.toml:3:10: limits: ", "integer `5`"),
+        ("concurrency = \"many\"", "marcato.toml:3:15: concurrency: ", "string \"many\""),
+        ("instances = 1.5", "marcato.toml:3:13: instances: ", "floating point"),
+        ("reuse = { max_requests = true }", "marcato.toml:3:26: reuse.max_requests: ", "boolean `true`"),
+        ("route = [\"a\"]", "marcato.toml:3:9: route: ", "a route such as"),
+        ("routes = [\"a\", 7]", "marcato.toml:3:16: routes[1]: ", "integer `7`"),
+        ("allowed_outbound_hosts = \"a\"", "marcato.toml:3:26: allowed_outbound_hosts: ", "sequence"),
+        ("[env]\nA = 1", "marcato.toml:4:5: env.A: ", "text in quotes"),
+        ("[env]\nA = { generate = \"x\" }", "marcato.toml:4:", "env.A"),
+        ("[[bindings]]\nname = \"x\"\nservice = 3", "marcato.toml:5:11: bindings[0].service: ", "integer `3`"),
+        ("[[bindings]]\nname = \"x\"\nservice = \"y\"", "marcato.toml:3:1: bindings[0]: ", "`kind`"),
+        ("name = 5", "marcato.toml:3:", "duplicate key"),
+    ] {
+        let message = refused(&format!("{head}{text}"));
+        assert!(message.starts_with(start) && message.contains(part), "{text}: {message}");
+    }
+    let message = refused("name = 5\ncomponent = \"a.wasm\"");
+    assert!(message.starts_with("marcato.toml:1:8: name: ") && message.contains("integer `5`"), "{message}");
+    // What a person typed does not reach a terminal's control sequences.
+    let message = refused(&format!("{head}[env]\n\"\\u001b[2J\" = 1"));
+    assert!(!message.contains('\u{1b}'), "{message:?}");
+}
+
+#[test]
 fn garbage_is_refused_without_a_panic() {
     for text in [
         "",

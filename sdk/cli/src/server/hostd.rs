@@ -48,12 +48,15 @@ pub(crate) struct HostdArgs {
     /// Most live sandboxes at once
     #[arg(long, default_value_t = SANDBOXES, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     sandboxes: u32,
-    /// Memory for sandboxes, such as 4GiB; absent: half of the machine's
+    /// Memory that all live sandboxes may have together, such as 4GiB; absent: half of the machine's
     #[arg(long, value_name = "SIZE", value_parser = |t: &str| t.parse::<Size>())]
     memory: Option<Size>,
     /// Let guests reach private and loopback addresses that their manifest allows
     #[arg(long)]
     allow_private_egress: bool,
+    /// Authorities (PEM) that guests' outbound HTTPS trusts beside the public ones
+    #[arg(long, value_name = "FILE")]
+    outbound_ca: Option<PathBuf>,
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -97,6 +100,7 @@ pub(crate) fn run(args: HostdArgs) -> Result<()> {
         },
         compiler: CompilerCommand::new(program, ["compile-component".into()]),
         allow_private_egress: args.allow_private_egress,
+        outbound_ca_file: args.outbound_ca,
         workers: workers.handles(),
     };
     runtime::server("hostd")?.block_on(signals::until_stopped(|token| marcato_hostd::run(config, token)))

@@ -61,6 +61,12 @@ impl Watched {
     }
 }
 
+/// What guests' outbound HTTP may do on a host.
+pub(super) struct Outbound {
+    pub(super) allow_private: bool,
+    pub(super) ca: Option<PathBuf>,
+}
+
 fn flag(name: &str, value: impl Into<OsString>) -> [OsString; 2] {
     [name.into(), value.into()]
 }
@@ -86,7 +92,7 @@ impl Spec {
         data: &DataDir,
         admin_url: &str,
         memory: Bytes,
-        allow_private_egress: bool,
+        outbound: Outbound,
         sockets: HostSockets,
     ) -> Self {
         let HostSockets { id, control, ingress, fds } = sockets;
@@ -96,8 +102,11 @@ impl Spec {
         fixed.extend(flag("--control", control.to_string()));
         fixed.extend(flag("--ingress", ingress.to_string()));
         fixed.extend(flag("--memory", format!("{}B", memory.0)));
-        if allow_private_egress {
+        if outbound.allow_private {
             fixed.push("--allow-private-egress".into());
+        }
+        if let Some(file) = outbound.ca {
+            fixed.extend(flag("--outbound-ca", file));
         }
         let join = fleet::Join::new(data, admin_url, &id);
         let arguments: Arguments = Box::new(move || {

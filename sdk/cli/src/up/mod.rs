@@ -21,7 +21,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::child::{Spec, Watched};
+use self::child::{Outbound, Spec, Watched};
 use self::data::DataDir;
 use self::listen::Listeners;
 use crate::output::Output;
@@ -55,6 +55,9 @@ pub(crate) struct UpArgs {
     /// Let guests reach private and loopback addresses that their manifest allows
     #[arg(long)]
     allow_private_egress: bool,
+    /// Authorities (PEM) that guests' outbound HTTPS trusts beside the public ones
+    #[arg(long, value_name = "FILE")]
+    outbound_ca: Option<PathBuf>,
 }
 
 /// The line that `--json` prints once all is up.
@@ -76,6 +79,11 @@ pub(crate) fn run(args: &UpArgs, out: Output) -> Result<()> {
 
 async fn supervise(args: &UpArgs, data: &DataDir, listeners: Listeners, out: Output) -> Result<()> {
     let mut stop = Stop::listen()?;
+    // A host would end over it again and again.
+    let outbound_ca = match &args.outbound_ca {
+        Some(file) => Some(file.canonicalize().with_context(|| format!("--outbound-ca {}", file.display()))?),
+        None => None,
+    };
     let admin_url = listen::url("https", listeners.addresses.admin);
     let ready = Ready {
         http: listen::url("http", listeners.addresses.http),
@@ -102,7 +110,8 @@ async fn supervise(args: &UpArgs, data: &DataDir, listeners: Listeners, out: Out
     for sockets in listeners.hosts {
         ids.push(sockets.id.clone());
         let state = watch(sockets.id.to_string());
-        let spec = Spec::host(data, &admin_url, memory, args.allow_private_egress, sockets);
+        let outbound = Outbound { allow_private: args.allow_private_egress, ca: outbound_ca.clone() };
+        let spec = Spec::host(data, &admin_url, memory, outbound, sockets);
         hosts.spawn(child::supervise(spec, state, hosts_stop.clone(), kill.clone(), DRAIN_TIMEOUT));
     }
 
