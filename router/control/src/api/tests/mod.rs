@@ -289,3 +289,18 @@ async fn the_document_describes_every_path_and_metrics_count() {
     );
     c.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_upload_over_http_1_is_answered_and_not_reset() {
+    let c = Cluster::start().await;
+    let viewer = c.token("vera", json!({"role": "viewer"})).await;
+    let path = format!("/v1/components/{}", Digest::of(b"x"));
+    // More than any buffer on the way holds.
+    let long = json!({"pad": "x".repeat(20 << 20)});
+    for _ in 0..3 {
+        problem(&c.call(Method::PUT, &path, None, Some(long.clone())).await, 401, "unauthenticated");
+        problem(&c.call(Method::PUT, &path, Some(&viewer), Some(long.clone())).await, 403, "forbidden");
+        problem(&c.call(Method::PUT, "/v1/none", None, Some(long.clone())).await, 404, "not-found");
+    }
+    c.stop().await;
+}
