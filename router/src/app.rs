@@ -24,6 +24,8 @@ pub struct RouterConfig {
     pub data_dir: PathBuf,
     /// The cluster's domain: an app's default host name is `APP.DOMAIN`.
     pub domain: String,
+    /// More names and addresses for the listeners' certificate; those that they are bound to are in it anyway.
+    pub names: Vec<String>,
     /// Plain listeners of the edge.
     pub http: Vec<TcpListener>,
     /// TLS listeners of the edge.
@@ -58,11 +60,13 @@ const FIRST_TABLE: Duration = Duration::from_secs(3);
 /// Serves until `shutdown` is cancelled, then drains: the edge first, then the control plane. SIGHUP makes
 /// it load the public listeners' certificate files again.
 pub async fn run(config: RouterConfig, shutdown: CancellationToken) -> Result<(), RouterError> {
+    let names = names(config.names, config.https.iter().chain([&config.admin]));
     let admin = listener(config.admin).map_err(RouterError::Listener)?;
     let hangup = signal(SignalKind::hangup()).map_err(RouterError::Signal)?;
     let control = Control::open(ControlConfig {
         data_dir: config.data_dir,
         cluster_domain: config.domain,
+        names,
         http_port: port(&config.http),
         https_port: port(&config.https),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -129,6 +133,13 @@ async fn reload_on(mut hangup: Signal, control: &Control) -> Infallible {
 fn listener(socket: TcpListener) -> io::Result<tokio::net::TcpListener> {
     socket.set_nonblocking(true)?;
     tokio::net::TcpListener::from_std(socket)
+}
+
+/// What was asked for, and the addresses that the listeners are bound to, unless they are bound to all.
+fn names<'a>(mut names: Vec<String>, listeners: impl Iterator<Item = &'a TcpListener>) -> Vec<String> {
+    let addresses = listeners.filter_map(|l| l.local_addr().ok()).map(|a| a.ip());
+    names.extend(addresses.filter(|ip| !ip.is_unspecified() && !ip.is_loopback()).map(|ip| ip.to_string()));
+    names
 }
 
 fn port(listeners: &[TcpListener]) -> Option<u16> {

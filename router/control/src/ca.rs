@@ -4,6 +4,7 @@
 //! Owns: the authority's key (mode 0600) and what may stand in a certificate. A host's request gives
 //! only its public key: names in it are ignored, ours are put in. Does not own who may ask (`auth`).
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -133,16 +134,28 @@ impl Authority {
         self.ensure_leaf(dir, "router", sans.map_err(CaError::Make)?, true, now)
     }
 
-    /// The public listeners' certificate in `dir/{cert,key}.pem`, made anew once it is due at `now`. A file that
-    /// another authority signed is the operator's and is left alone.
-    pub fn ensure_public(&self, dir: &Path, domain: &str, now: Timestamp) -> Result<Leaf, CaError> {
+    /// The public listeners' certificate in `dir/{cert,key}.pem`, for this machine's loopback, the domain and the
+    /// names and addresses in `also`; made anew once it is due at `now` or the names differ. A file that another
+    /// authority signed is the operator's and is left alone.
+    pub fn ensure_public(&self, dir: &Path, domain: &str, also: &[String], now: Timestamp) -> Result<Leaf, CaError> {
         let mut names = vec!["localhost".to_owned(), "*.localhost".to_owned()];
         if domain != "localhost" {
             names.extend([domain.to_owned(), format!("*.{domain}")]);
         }
+        let (mut ips, mut more) = (vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)], Vec::new());
+        for name in also {
+            match name.parse() {
+                Ok(ip) => ips.push(ip),
+                Err(_) => more.push(name.to_ascii_lowercase()),
+            }
+        }
+        names.extend(more);
+        let mut seen = BTreeSet::new();
+        names.retain(|n| seen.insert(n.clone()));
+        ips.sort();
+        ips.dedup();
         let mut sans: Vec<SanType> = names.iter().map(|n| dns(n)).collect::<Result<_, _>>().map_err(CaError::Make)?;
-        let ips = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-        sans.extend(ips.map(SanType::IpAddress));
+        sans.extend(ips.into_iter().map(SanType::IpAddress));
         self.ensure_leaf(dir, domain, sans, false, now)
     }
 
@@ -362,17 +375,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (authority, now) = (Authority::ensure(dir.path()).unwrap(), Timestamp::now());
         let tls = dir.path().join("tls");
-        let leaf = authority.ensure_public(&tls, "localhost", now).unwrap();
+        let leaf = authority.ensure_public(&tls, "localhost", &[], now).unwrap();
         let first = std::fs::read(&leaf.cert).unwrap();
-        authority.ensure_public(&tls, "localhost", now).unwrap();
+        authority.ensure_public(&tls, "localhost", &[], now).unwrap();
         assert_eq!(std::fs::read(&leaf.cert).unwrap(), first, "fresh: kept");
-        authority.ensure_public(&tls, "cloud.test", now).unwrap();
+        authority.ensure_public(&tls, "cloud.test", &[], now).unwrap();
         assert_ne!(std::fs::read(&leaf.cert).unwrap(), first, "another domain: made anew");
         let made = std::fs::read(&leaf.cert).unwrap();
         let after = |days: u32| now + DAY * days;
-        authority.ensure_public(&tls, "cloud.test", after(LEAF_DAYS * 2 / 3 - 2)).unwrap();
+        authority.ensure_public(&tls, "cloud.test", &[], after(LEAF_DAYS * 2 / 3 - 2)).unwrap();
         assert_eq!(std::fs::read(&leaf.cert).unwrap(), made, "not yet due");
-        authority.ensure_public(&tls, "cloud.test", after(LEAF_DAYS * 2 / 3 + 1)).unwrap();
+        authority.ensure_public(&tls, "cloud.test", &[], after(LEAF_DAYS * 2 / 3 + 1)).unwrap();
         assert_ne!(std::fs::read(&leaf.cert).unwrap(), made, "due");
         let identity = authority.ensure_router(&dir.path().join("identity"), now).unwrap();
         let made = std::fs::read(&identity.cert).unwrap();
@@ -380,10 +393,22 @@ mod tests {
         assert_eq!(std::fs::read(&identity.cert).unwrap(), made);
         authority.ensure_router(&dir.path().join("identity"), after(LEAF_DAYS + 1)).unwrap();
         assert_ne!(std::fs::read(&identity.cert).unwrap(), made, "even after its end");
+        let also = ["10.0.0.5", "2001:db8::5", "cloud.example.org", "127.0.0.1"].map(str::to_owned);
+        authority.ensure_public(&tls, "cloud.test", &also, now).unwrap();
+        let made = std::fs::read(&leaf.cert).unwrap();
+        let der = CertificateDer::from_pem_slice(&made).unwrap();
+        let (_, cert) = x509_parser::parse_x509_certificate(&der).unwrap();
+        assert!(has_ip(&cert, "10.0.0.5".parse().unwrap()) && has_ip(&cert, "2001:db8::5".parse().unwrap()));
+        assert!(has_ip(&cert, "127.0.0.1".parse().unwrap()) && has_dns(&cert, "cloud.example.org"));
+        authority.ensure_public(&tls, "cloud.test", &also, now).unwrap();
+        assert_eq!(std::fs::read(&leaf.cert).unwrap(), made, "the same names: kept");
+        authority.ensure_public(&tls, "cloud.test", &["10.0.0.6".to_owned()], now).unwrap();
+        assert_ne!(std::fs::read(&leaf.cert).unwrap(), made, "another address: made anew");
+        assert!(authority.ensure_public(&tls, "cloud.test", &["n\u{f6}t a name".to_owned()], now).is_err());
         let key = KeyPair::generate().unwrap();
         let theirs = CertificateParams::new(vec!["x.test".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
         std::fs::write(&leaf.cert, &theirs).unwrap();
-        authority.ensure_public(&tls, "localhost", now).unwrap();
+        authority.ensure_public(&tls, "localhost", &[], now).unwrap();
         assert_eq!(std::fs::read_to_string(&leaf.cert).unwrap(), theirs);
         assert_eq!(leaf.load().unwrap().0.len(), 1);
     }

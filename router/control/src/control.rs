@@ -40,6 +40,8 @@ pub struct ControlConfig {
     pub data_dir: PathBuf,
     /// Apps answer at `{app}.{cluster_domain}` unless they have their own routes.
     pub cluster_domain: String,
+    /// More names and addresses under which clients reach the listeners; they go into our certificate.
+    pub names: Vec<String>,
     /// Port under which clients reach the edge over HTTP; `None` when they cannot.
     pub http_port: Option<u16>,
     /// Port under which clients reach the edge over HTTPS; `None` when they cannot.
@@ -120,9 +122,9 @@ fn ensure_leafs(authority: &Authority, config: &ControlConfig, now: Timestamp) -
     let dir = &config.data_dir;
     Ok(Leafs {
         router: authority.ensure_router(&dir.join("identity"), now)?,
-        public: authority.ensure_public(&dir.join("tls"), &config.cluster_domain, now)?,
+        public: authority.ensure_public(&dir.join("tls"), &config.cluster_domain, &config.names, now)?,
         // Of its own: who replaces the edge's must not lock out the hosts, logins and supervisors that trust us.
-        admin: authority.ensure_public(&dir.join("admin-tls"), &config.cluster_domain, now)?,
+        admin: authority.ensure_public(&dir.join("admin-tls"), &config.cluster_domain, &config.names, now)?,
     })
 }
 

@@ -108,7 +108,7 @@ mod tests {
     fn a_name_that_leads_somewhere_gets_its_own_certificate() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Arc::new(Authority::ensure(dir.path()).unwrap());
-        let leaf = authority.ensure_public(&dir.path().join("tls"), "localhost", Timestamp::now()).unwrap();
+        let leaf = authority.ensure_public(&dir.path().join("tls"), "localhost", &[], Timestamp::now()).unwrap();
         let files = Arc::new(ReloadingCert::load(leaf).unwrap());
         let table = Arc::new(TableCell::new());
         let app = AppSpec {

@@ -156,7 +156,7 @@ mod tests {
     fn a_bad_file_keeps_the_old_certificate_and_a_good_one_replaces_it() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::ensure(dir.path()).unwrap();
-        let leaf = authority.ensure_public(&dir.path().join("tls"), "localhost", jiff::Timestamp::now()).unwrap();
+        let leaf = authority.ensure_public(&dir.path().join("tls"), "localhost", &[], jiff::Timestamp::now()).unwrap();
         let cert = ReloadingCert::load(leaf.clone()).unwrap();
         let first = cert.current.load_full().cert[0].clone();
         assert!(!cert.reload_if_changed());
@@ -164,7 +164,8 @@ mod tests {
         assert!(!cert.reload_if_changed());
         assert_eq!(cert.current.load_full().cert[0], first);
         // Of another key: a half-done replacement.
-        let other = authority.ensure_public(&dir.path().join("other"), "cloud.test", jiff::Timestamp::now()).unwrap();
+        let other =
+            authority.ensure_public(&dir.path().join("other"), "cloud.test", &[], jiff::Timestamp::now()).unwrap();
         std::fs::copy(&other.cert, &leaf.cert).unwrap();
         assert!(!cert.reload_if_changed());
         assert_eq!(cert.current.load_full().cert[0], first);

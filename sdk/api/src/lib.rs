@@ -15,6 +15,7 @@ mod host_api;
 mod ids;
 mod keyvalue;
 mod logs;
+mod outbound;
 mod problem;
 mod service;
 mod units;
@@ -43,6 +44,7 @@ pub use ids::{
 };
 pub use keyvalue::{KeyValueError, KeyValueRequest, KeyValueResponse};
 pub use logs::{LogCursor, LogLine, LogPage, LogQuery, LogStream};
+pub use outbound::OutboundHost;
 pub use problem::{Problem, ProblemKind};
 pub use service::{Backup, NewService, Service, ServiceKind};
 pub use units::{Bytes, Millis};

@@ -158,9 +158,10 @@ impl Session {
         for _ in 0..ATTEMPTS {
             let old = self.visible_app(name, Role::Deployer, action).await?;
             at_version(old.1, if_match)?;
-            if let Some(number) = update.current {
-                let there = self.api.state.revision(name, number).await.or_problem()?.is_some();
-                there.then_some(()).ok_or_else(|| invalid("current", format!("{name} has no revision {number}")))?;
+            if let Some(number) = update.current
+                && self.api.state.revision(name, number).await.or_problem()?.is_none()
+            {
+                return Err(invalid("current", self.no_revision(name, number).await));
             }
             let new = updated(&old.0, update);
             if new == old.0 {

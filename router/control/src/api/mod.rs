@@ -20,6 +20,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod unread;
 
 use std::sync::Arc;
 

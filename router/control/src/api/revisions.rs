@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use marcato_api::{
-    ApiResult, App, AppName, Binding, NewRevision, PageOf, Problem, ProblemKind, Revision, RevisionConfig,
-    RevisionNumber, RevisionPhase, Role, StoreRevision,
+    ApiResult, App, AppName, Binding, NewRevision, OutboundHost, PageOf, Problem, ProblemKind, Revision,
+    RevisionConfig, RevisionNumber, RevisionPhase, Role, ServiceKind, StoreRevision,
 };
 
 use super::apps::limit;
@@ -12,6 +12,7 @@ use super::session::{OrProblem, Session, at_version, invalid};
 use super::{ATTEMPTS, state_problem};
 use crate::state::{RevisionDraft, StateError, keys};
 use crate::store::{Expected, Txn};
+use crate::tasks::KEPT_REVISIONS;
 
 /// What reads instead of an env value.
 const HIDDEN: &str = "***";
@@ -42,8 +43,21 @@ impl Session {
     pub(crate) async fn get_revision(&self, app: &AppName, number: RevisionNumber) -> ApiResult<Revision> {
         self.visible_app(app, Role::Viewer, "revision.get").await?;
         let found = self.api.state.revision(app, number).await.or_problem()?;
-        let missing = || Problem::new(ProblemKind::NotFound, format!("{app} has no revision {number}"));
-        found.map(hidden).ok_or_else(missing)
+        match found {
+            Some(found) => Ok(hidden(found)),
+            None => Err(Problem::new(ProblemKind::NotFound, self.no_revision(app, number).await)),
+        }
+    }
+
+    /// Why a revision is not there.
+    pub(super) async fn no_revision(&self, app: &AppName, number: RevisionNumber) -> String {
+        if self.api.state.was_revision(app, number).await.unwrap_or(false) {
+            return format!(
+                "{app} no longer has revision {number}: it was trimmed; the newest {KEPT_REVISIONS} are kept \
+                 (marcato revisions {app}), push again what it was"
+            );
+        }
+        format!("{app} has no revision {number}")
     }
 
     pub(crate) async fn create_revision(
@@ -75,22 +89,23 @@ impl Session {
             let config = merged(new, current.as_ref())?;
             config.validate().map_err(|e| invalid(&format!("config.{}", e.field), e.to_string()))?;
             check_outbound(&config)?;
-            let mut extra = self.check_bindings(&old.0, &config).await?;
+            let (bound, kinds) = self.check_bindings(&old.0, &config).await?;
             let uploaded = self.api.state.component(&digest).await.or_problem()?;
             let uploaded = uploaded.ok_or_else(|| {
                 invalid("digest", format!("{digest} is not here: upload it first (PUT /v1/components/{digest})"))
             })?;
+            check_kinds(&config, &kinds, uploaded.0.needs.as_ref())?;
             // A failed roll-out may be tried again with the same bytes; else the same is the same.
             if let Some(same) = current.filter(|c| c.digest == digest && c.config == config)
                 && same.phase != RevisionPhase::Failed
             {
                 return Ok(same);
             }
-            extra = extra.check(keys::component(&digest), Expected::Present);
+            let extra = self.api.state.use_component(&uploaded, bound).or_problem()?;
             let reason = if new.reason.is_empty() { "push" } else { &new.reason };
             let draft = RevisionDraft {
                 digest,
-                size: uploaded.size,
+                size: uploaded.0.size,
                 config,
                 created_by: self.actor().to_owned(),
                 reason: reason.chars().filter(|c| !c.is_control()).take(200).collect(),
@@ -104,10 +119,11 @@ impl Session {
         Err(state_problem(&StateError::Contended))
     }
 
-    /// Every bound service must be there, in the app's org and space. Answers the checks that keep it so.
-    async fn check_bindings(&self, app: &App, config: &RevisionConfig) -> ApiResult<Txn> {
+    /// Every bound service must be there, in the app's org and space. Answers the checks that keep it so, and the
+    /// kind of each.
+    async fn check_bindings(&self, app: &App, config: &RevisionConfig) -> ApiResult<(Txn, Vec<ServiceKind>)> {
         let mut names = BTreeSet::new();
-        let mut txn = Txn::new();
+        let (mut txn, mut kinds) = (Txn::new(), Vec::new());
         for (at, Binding { name, service }) in config.bindings.iter().enumerate() {
             let field = format!("config.bindings[{at}]");
             if name.is_empty() || name.len() > 63 || name.chars().any(char::is_control) {
@@ -118,14 +134,33 @@ impl Session {
             }
             let found = self.api.state.service(service).await.or_problem()?;
             let fits = found.filter(|(s, _)| s.org == app.org && s.space == app.space);
-            if fits.is_none() {
+            let Some((found, _)) = fits else {
                 let why = format!("there is no service {service} in org {}, space {}", app.org, app.space);
                 return Err(invalid(&format!("{field}.service"), why));
-            }
+            };
+            kinds.push(found.kind);
             txn = txn.check(keys::service(service), Expected::Present);
         }
-        Ok(txn)
+        Ok((txn, kinds))
     }
+}
+
+/// A component that uses services of some kinds cannot do anything with one of another kind. One that uses none may
+/// be bound ahead of its next version.
+fn check_kinds(config: &RevisionConfig, kinds: &[ServiceKind], needs: Option<&BTreeSet<ServiceKind>>) -> ApiResult<()> {
+    let Some(needs) = needs.filter(|n| !n.is_empty()) else { return Ok(()) };
+    for (at, (binding, kind)) in config.bindings.iter().zip(kinds).enumerate() {
+        if !needs.contains(kind) {
+            let wanted: Vec<&str> = needs.iter().map(|k| k.as_str()).collect();
+            let why = format!(
+                "{} is a service of kind {kind}, and the component imports what needs kind {} only",
+                binding.service,
+                wanted.join(" or ")
+            );
+            return Err(invalid(&format!("config.bindings[{at}].service"), why));
+        }
+    }
+    Ok(())
 }
 
 /// What is asked for on top of what is current.
@@ -158,21 +193,9 @@ fn merged(new: &NewRevision, current: Option<&Revision>) -> ApiResult<RevisionCo
     Ok(config)
 }
 
-/// `host`, `host:port` or `*.host`.
 fn check_outbound(config: &RevisionConfig) -> ApiResult<()> {
     for (at, entry) in config.allowed_outbound_hosts.iter().enumerate() {
-        let (host, port) = match entry.rsplit_once(':') {
-            Some((host, port)) => (host, port.parse::<u16>().is_ok_and(|p| p != 0)),
-            None => (entry.as_str(), true),
-        };
-        let host = host.strip_prefix("*.").unwrap_or(host);
-        let plain = !host.is_empty()
-            && host.len() <= 253
-            && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
-        if !plain || !port {
-            let why = format!("{entry:?}: expected host, host:port or *.host, without a scheme");
-            return Err(invalid(&format!("config.allowed_outbound_hosts[{at}]"), why));
-        }
+        OutboundHost::parse(entry).map_err(|why| invalid(&format!("config.allowed_outbound_hosts[{at}]"), why))?;
     }
     Ok(())
 }
@@ -184,7 +207,7 @@ mod tests {
     #[test]
     fn outbound_hosts_are_names_with_an_optional_port() {
         let with = |h: &str| RevisionConfig { allowed_outbound_hosts: vec![h.into()], ..RevisionConfig::default() };
-        for good in ["example.org", "example.org:8443", "*.example.org", "127.0.0.1:80"] {
+        for good in ["example.org", "example.org:8443", "*.example.org", "127.0.0.1:80", "[::1]:80"] {
             check_outbound(&with(good)).unwrap();
         }
         for bad in ["", "*", "https://example.org", "a b", "example.org:0", "example.org:99999", "*.", "a/b", ":80"] {

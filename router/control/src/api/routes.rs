@@ -21,7 +21,7 @@ use super::extract::{IfMatch, Paging, Path, Refused, bearer, name, not_throttled
 use super::hosts::NotJoined;
 use super::logs::LogParams;
 use super::problem::{self, ApiError};
-use super::{Api, Session, components, hosts, services};
+use super::{Api, Session, components, hosts, services, unread};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -76,6 +76,7 @@ pub(crate) fn router(api: Api) -> Router {
         .method_not_allowed_fallback(problem::wrong_method)
         .fallback(problem::not_found)
         .layer(CatchPanicLayer::custom(problem::panicked))
+        .layer(middleware::from_fn(unread::discard))
         .layer(middleware::from_fn_with_state(api.clone(), problem::outermost))
         .with_state(api)
 }

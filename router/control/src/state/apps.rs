@@ -40,7 +40,12 @@ impl State {
 
     /// Replaces an app that is as `old`. Errors: a conflict on its key, or on a new route's.
     pub async fn replace_app(&self, old: &(App, StoreRevision), new: &App, deed: &Deed) -> StateResult<StoreRevision> {
-        self.commit(replacement(old, new)?, deed).await
+        let mut txn = replacement(old, new)?;
+        if let Some(number) = new.current.filter(|n| old.0.current != Some(*n)) {
+            // It may be trimmed at this very moment.
+            txn = txn.check(keys::revision(&new.name, number), Expected::Present);
+        }
+        self.commit(txn, deed).await
     }
 
     /// Removes an app that is as `old`, with its revisions and routes.

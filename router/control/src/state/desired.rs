@@ -1,15 +1,15 @@
 //! The snapshot that the planner decides from, the planner's own memory, and components.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use marcato_api::{App, AppName, Bytes, Digest, RevisionNumber, StoreRevision};
+use marcato_api::{App, AppName, Bytes, Digest, RevisionNumber, ServiceKind, StoreRevision};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::records::StoredRevision;
 use super::{ComponentRecord, Deed, Desired, State, StateResult, decode, encode, keys};
-use crate::store::{Expected, Listing, Txn, Versioned, Wish};
+use crate::store::{Expected, Listing, StoreError, Txn, Versioned, Wish};
 
 fn all<T: DeserializeOwned>(found: Vec<Versioned>) -> StateResult<Vec<T>> {
     found.into_iter().map(|v| decode(v).map(|(value, _)| value)).collect()
@@ -61,21 +61,33 @@ impl State {
         Ok(self.store.commit(txn).await?)
     }
 
-    /// A component that was uploaded.
-    pub async fn component(&self, digest: &Digest) -> StateResult<Option<ComponentRecord>> {
-        Ok(self.get(&keys::component(digest)).await?.map(|(component, _)| component))
+    /// A component that was uploaded, with its version.
+    pub async fn component(&self, digest: &Digest) -> StateResult<Option<(ComponentRecord, StoreRevision)>> {
+        self.get(&keys::component(digest)).await
     }
 
-    /// Every component, for the garbage collector.
-    pub async fn components(&self) -> StateResult<Vec<ComponentRecord>> {
-        let found = self.list(Listing::of(keys::COMPONENTS, usize::MAX)).await?;
-        Ok(found.into_iter().map(|(component, _)| component).collect())
+    /// Every component with its version, for the garbage collector.
+    pub async fn components(&self) -> StateResult<Vec<(ComponentRecord, StoreRevision)>> {
+        self.list(Listing::of(keys::COMPONENTS, usize::MAX)).await
     }
 
-    /// Records an upload; nothing happens when it is known.
-    pub async fn record_component(&self, digest: &Digest, size: Bytes, actor: &str) -> StateResult<()> {
+    /// Records an upload. Of a component that is known, only that it was asked for again and what it needs.
+    pub async fn record_component(
+        &self,
+        digest: &Digest,
+        size: Bytes,
+        needs: Option<BTreeSet<ServiceKind>>,
+        actor: &str,
+    ) -> StateResult<()> {
         let key = keys::component(digest);
-        let record = ComponentRecord { digest: digest.clone(), size, created_at: Timestamp::now() };
+        let record = ComponentRecord { digest: digest.clone(), size, created_at: Timestamp::now(), needs };
+        if self.component(digest).await?.is_some() {
+            let txn = Txn::new().check(&key, Expected::Present).put(&key, encode(&record)?);
+            match self.store.commit(txn).await {
+                Err(StoreError::Conflict { .. }) => {}
+                other => return Ok(other.map(drop)?),
+            }
+        }
         let txn = Txn::new().check(&key, Expected::Absent).put(&key, encode(&record)?);
         let deed = Deed::new(actor, "component.upload", format!("component/{}", digest.short()), format!("{size}"));
         match self.commit(txn, &deed).await {
@@ -84,14 +96,32 @@ impl State {
         }
     }
 
-    /// Forgets a component that no revision uses. For the garbage collector, before the bytes go.
-    pub async fn forget_component(&self, digest: &Digest) -> StateResult<()> {
+    /// What a transaction that uses a component adds: it is still there, and young again for the collector, which may
+    /// just have found that no revision uses it.
+    pub(crate) fn use_component(
+        &self,
+        (component, version): &(ComponentRecord, StoreRevision),
+        txn: Txn,
+    ) -> StateResult<Txn> {
+        let key = keys::component(&component.digest);
+        let fresh = ComponentRecord { created_at: Timestamp::now(), ..component.clone() };
+        Ok(txn.check(&key, Expected::Revision(*version)).put(key, encode(&fresh)?))
+    }
+
+    /// Forgets a component that no revision uses and that is as it was read. For the garbage collector, before the
+    /// bytes go. Answers false when it was asked for meanwhile.
+    pub async fn forget_component(&self, digest: &Digest, version: StoreRevision) -> StateResult<bool> {
         let deed = Deed::system("component.forget", format!("component/{}", digest.short()), "no revision uses it");
-        self.commit(Txn::new().delete(keys::component(digest)), &deed).await.map(drop)
+        let key = keys::component(digest);
+        match self.commit(Txn::new().check(&key, Expected::Revision(version)).delete(&key), &deed).await {
+            Ok(_) => Ok(true),
+            Err(e) if e.conflict() == Some(key.as_str()) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Digests that any revision of any app uses. For the garbage collector.
-    pub async fn used_digests(&self) -> StateResult<std::collections::BTreeSet<Digest>> {
+    pub async fn used_digests(&self) -> StateResult<BTreeSet<Digest>> {
         let (_, found) = self.store.read(vec![Wish::Prefix("revisions/".into())]).await?;
         found.into_iter().flatten().map(|v| decode::<StoredRevision>(v).map(|(s, _)| s.revision.digest)).collect()
     }

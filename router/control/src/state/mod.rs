@@ -16,6 +16,7 @@ mod services;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod trim;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -31,6 +32,7 @@ pub use hosts::JoinOutcome;
 pub use records::{ComponentRecord, Desired, HostRecord, JoinTokenRecord, ServiceRecord, TokenRecord};
 pub use revisions::RevisionDraft;
 pub use seal::{SealError, SealKey};
+pub(crate) use trim::EventBounds;
 
 /// What every call on the state gives.
 pub type StateResult<T> = Result<T, StateError>;

@@ -2,7 +2,7 @@
 //!
 //! Apps and revisions are wire types (`marcato-api`); what is here never leaves the router whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
@@ -84,8 +84,11 @@ pub struct ComponentRecord {
     pub digest: Digest,
     /// Its size.
     pub size: Bytes,
-    /// When it was uploaded.
+    /// When it was uploaded, or last asked for.
     pub created_at: Timestamp,
+    /// Kinds of service that its imports use. `None`: it was uploaded before this was looked at, or cannot be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs: Option<BTreeSet<ServiceKind>>,
 }
 
 /// A revision in the store: env is not in it but sealed beside it.

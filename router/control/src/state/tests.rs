@@ -8,7 +8,7 @@ use marcato_api::{
     App, AppName, AppState, Bytes, Digest, JoinRequest, Outcome, RevisionConfig, RevisionNumber, RevisionPhase, Route,
 };
 
-use super::{Deed, JoinOutcome, JoinTokenRecord, RevisionDraft, SealKey, State};
+use super::{Deed, EventBounds, JoinOutcome, JoinTokenRecord, RevisionDraft, SealKey, State};
 use crate::store::{SqliteStore, Txn};
 
 fn state() -> (tempfile::TempDir, State) {
@@ -158,4 +158,84 @@ async fn placements_are_written_by_one_planner_at_a_time() {
     assert!(state.put_placements(&vec![2], None).await.is_err());
     state.put_placements(&vec![2], Some(version)).await.unwrap();
     assert_eq!(state.placements::<Vec<u32>>().await.unwrap().unwrap().0, [2]);
+}
+
+#[tokio::test]
+async fn old_revisions_go_but_never_one_that_serves_or_runs() {
+    let (_dir, state) = state();
+    let name: AppName = "x".parse().unwrap();
+    state.create_app(&app("x", "x.test"), &deed("app.create")).await.unwrap();
+    for n in 0..10 {
+        push(&state, &name, &format!("secret {n}")).await;
+    }
+    state.set_revision_phase(&name, RevisionNumber(2), RevisionPhase::Serving, None).await.unwrap();
+    let in_use = [(name.clone(), RevisionNumber(4)), ("y".parse().unwrap(), RevisionNumber(5))].into();
+    assert_eq!(state.trim_revisions(3, &in_use).await.unwrap(), 5, "1, 3, 5, 6 and 7");
+    let (kept, _) = state.revisions(&name, None, 100).await.unwrap();
+    assert_eq!(kept.iter().map(|r| r.number.0).collect::<Vec<_>>(), [10, 9, 8, 4, 2]);
+    assert_eq!(state.trim_revisions(3, &in_use).await.unwrap(), 0, "again: nothing");
+    assert!(state.was_revision(&name, RevisionNumber(5)).await.unwrap());
+    assert!(!state.was_revision(&name, RevisionNumber(11)).await.unwrap());
+    assert!(!state.was_revision(&name, RevisionNumber(0)).await.unwrap());
+    // Going back to what was just trimmed is a conflict, not an app without its revision.
+    let old = state.app(&name).await.unwrap().unwrap();
+    let back = App { current: Some(RevisionNumber(5)), ..old.0.clone() };
+    let refused = state.replace_app(&old, &back, &deed("app.rollback")).await.unwrap_err();
+    assert!(refused.conflict().unwrap().starts_with("revisions/x/"), "{refused}");
+    assert_eq!(push(&state, &name, "next").await.number, RevisionNumber(11), "numbers are never used twice");
+    let (events, _) = state.events(None, 100).await.unwrap();
+    assert!(events.iter().any(|e| e.action == "revision.trim" && e.detail.contains("from 1 to 7")), "{events:?}");
+}
+
+#[tokio::test]
+async fn old_events_go_and_the_numbers_go_on() {
+    let (_dir, state) = state();
+    let done = Deed::new("bob", "app.scale", "app/x", "");
+    let event = || state.record(&done, Outcome::Ok);
+    for _ in 0..30 {
+        event().await.unwrap();
+    }
+    let day = std::time::Duration::from_secs(86_400);
+    let (now, bounds) = (Timestamp::now(), EventBounds { most: 30, age: day * 400 });
+    assert_eq!(state.trim_events(bounds, now).await.unwrap(), 0, "within the bounds");
+    event().await.unwrap();
+    assert_eq!(state.trim_events(bounds, now).await.unwrap(), 1, "1 of 31");
+    let (first, next) = state.events(None, 20).await.unwrap();
+    assert_eq!((first[0].sequence, first[0].action.as_str()), (32, "event.trim"));
+    let (rest, end) = state.events(next.and_then(|n| n.parse().ok()), 20).await.unwrap();
+    let numbers: Vec<u64> = first.iter().chain(&rest).map(|e| e.sequence).collect();
+    assert_eq!(numbers, (2..=32).rev().collect::<Vec<u64>>(), "paging meets no gap");
+    assert_eq!(end, None);
+    assert!(state.events(Some(1), 20).await.unwrap().0.is_empty(), "a page after what was trimmed is empty");
+    // Long after, all but the newest are too old; it stays, because the numbers go on from it.
+    let late = now + day * 402;
+    assert_eq!(state.trim_events(bounds, late).await.unwrap(), 30);
+    assert_eq!(state.trim_events(bounds, now).await.unwrap(), 0);
+    let (left, _) = state.events(None, 20).await.unwrap();
+    assert_eq!(left.iter().map(|e| e.sequence).collect::<Vec<_>>(), [33, 32]);
+    let again = State::new(Arc::clone(state.store()), state.seal.clone());
+    again.record(&Deed::new("bob", "app.scale", "app/x", ""), Outcome::Ok).await.unwrap();
+    assert_eq!(again.events(None, 1).await.unwrap().0[0].sequence, 34, "also after a restart");
+}
+
+#[tokio::test]
+async fn a_component_that_is_asked_for_is_not_collected() {
+    let (_dir, state) = state();
+    let digest = Digest::of(b"component");
+    state.record_component(&digest, Bytes(9), None, "ann").await.unwrap();
+    let (first, version) = state.component(&digest).await.unwrap().unwrap();
+    assert_eq!(first.needs, None);
+    let needs = std::collections::BTreeSet::from([marcato_api::ServiceKind::Access]);
+    state.record_component(&digest, Bytes(9), Some(needs.clone()), "ann").await.unwrap();
+    assert!(!state.forget_component(&digest, version).await.unwrap(), "it was uploaded again");
+    let known = state.component(&digest).await.unwrap().unwrap();
+    assert_eq!(known.0.needs, Some(needs));
+    state.create_app(&app("x", "x.test"), &deed("app.create")).await.unwrap();
+    let old = state.app(&"x".parse().unwrap()).await.unwrap().unwrap();
+    let extra = state.use_component(&known, Txn::new()).unwrap();
+    state.create_revision(&old, draft("s"), extra, "ann").await.unwrap();
+    assert!(!state.forget_component(&digest, known.1).await.unwrap(), "a revision was made with it");
+    let (_, now) = state.component(&digest).await.unwrap().unwrap();
+    assert!(state.forget_component(&digest, now).await.unwrap());
+    assert!(state.component(&digest).await.unwrap().is_none());
 }

@@ -62,6 +62,11 @@ impl SqliteStore {
     /// Opens the database at `path`, making it when it is not there. Blocks on the disk.
     /// Errors: [`StoreError::Corrupt`] when the file is not a database of ours or is damaged.
     pub fn open(path: &Path) -> StoreResult<Self> {
+        Self::open_keeping(path, writer::HISTORY)
+    }
+
+    /// Opens it with so many changes kept for watchers.
+    pub(super) fn open_keeping(path: &Path, history: u64) -> StoreResult<Self> {
         let corrupt = |reason: String| StoreError::Corrupt { path: path.display().to_string(), reason };
         let failed = |e: rusqlite::Error| match e.sqlite_error_code() {
             Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => corrupt(e.to_string()),
@@ -90,7 +95,7 @@ impl SqliteStore {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
-            .spawn(move || writer::run(connection, queue, &latest_tx))
+            .spawn(move || writer::run(connection, queue, &latest_tx, history))
             .map_err(|e| StoreError::Engine { operation: "start its writer", reason: e.to_string() })?;
         let inner = Inner {
             path: path.to_owned(),

@@ -3,7 +3,10 @@
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::StreamExt as _;
+use marcato_api::StoreRevision;
 use serde_json::json;
 
 use super::{Listing, SqliteStore, Store, StoreError, Txn, contract};
@@ -43,6 +46,40 @@ fn garbage_is_told_apart_from_a_database() {
     std::fs::remove_file(&path).unwrap();
     rusqlite::Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs (a)").unwrap();
     assert!(matches!(SqliteStore::open(&path), Err(StoreError::Corrupt { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_that_is_too_far_behind_is_told_to_read_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.sqlite");
+    let store = SqliteStore::open_keeping(&path, 100).unwrap();
+    let mut slow = store.watch("k/", StoreRevision(0));
+    // Forgetting goes in steps of 256 revisions.
+    let writes = (0..260).map(|n| store.commit(Txn::new().put(format!("k/{n:03}"), json!(n))));
+    futures::future::try_join_all(writes).await.unwrap();
+    let oldest = match slow.next().await {
+        Some(Err(StoreError::Compacted { oldest })) => oldest,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(oldest, StoreRevision(156));
+    assert!(slow.next().await.is_none(), "it ends there");
+    let before = store.watch("k/", StoreRevision(155)).next().await;
+    assert!(matches!(before, Some(Err(StoreError::Compacted { .. }))), "{before:?}");
+    let mut kept = store.watch("k/", oldest);
+    let changes = kept.next().await.unwrap().unwrap();
+    assert_eq!((changes.len(), changes[0].revision), (104, StoreRevision(157)), "all that is kept, from the first on");
+    // Read anew, and watch from there: nothing is missed.
+    let (read_at, found) = store.read(vec![super::Wish::Prefix("k/".into())]).await.unwrap();
+    assert_eq!(found[0].len(), 260);
+    let mut fresh = store.watch("k/", read_at);
+    let next = store.commit(Txn::new().put("k/new", json!(1))).await.unwrap();
+    let seen = tokio::time::timeout(Duration::from_secs(20), fresh.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!((seen[0].revision, seen[0].key.as_str()), (next, "k/new"));
+    drop((slow, kept, fresh, store));
+    // What was forgotten stays so over a restart.
+    let again = SqliteStore::open(&path).unwrap();
+    let behind = again.watch("", StoreRevision(1)).next().await;
+    assert!(matches!(behind, Some(Err(StoreError::Compacted { oldest })) if oldest.0 == 156), "{behind:?}");
 }
 
 const CHILD_ENV: &str = "MARCATO_STORE_KILL_TEST";

@@ -15,7 +15,7 @@ use super::{Expected, StoreError, StoreResult, Txn, Write};
 /// Commits that share one fsync at most.
 const GROUP: usize = 64;
 /// Changes that are kept for watchers; whoever is further behind reads everything anew.
-const HISTORY: u64 = 10_000;
+pub(super) const HISTORY: u64 = 10_000;
 
 /// A wish of the writer, with where to answer.
 pub(super) enum Job {
@@ -36,7 +36,12 @@ pub(super) fn engine(operation: &'static str) -> impl Fn(rusqlite::Error) -> Sto
 }
 
 /// Runs until every sender is gone.
-pub(super) fn run(mut connection: Connection, mut jobs: mpsc::Receiver<Job>, latest: &watch::Sender<StoreRevision>) {
+pub(super) fn run(
+    mut connection: Connection,
+    mut jobs: mpsc::Receiver<Job>,
+    latest: &watch::Sender<StoreRevision>,
+    history: u64,
+) {
     let mut group = Vec::with_capacity(GROUP);
     while let Some(first) = jobs.blocking_recv() {
         group.push(first);
@@ -44,7 +49,7 @@ pub(super) fn run(mut connection: Connection, mut jobs: mpsc::Receiver<Job>, lat
             let Ok(job) = jobs.try_recv() else { break };
             group.push(job);
         }
-        write_group(&mut connection, &mut group, latest);
+        write_group(&mut connection, &mut group, latest, history);
     }
     // A clean end leaves one file: the log goes into the database.
     if let Err(e) = connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
@@ -52,14 +57,14 @@ pub(super) fn run(mut connection: Connection, mut jobs: mpsc::Receiver<Job>, lat
     }
 }
 
-fn write_group(connection: &mut Connection, group: &mut Vec<Job>, latest: &watch::Sender<StoreRevision>) {
+fn write_group(connection: &mut Connection, group: &mut Vec<Job>, latest: &watch::Sender<StoreRevision>, history: u64) {
     let mut done = Vec::with_capacity(group.len());
     let mut newest = *latest.borrow();
     let outcome = (|| {
         let mut outer =
             connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(engine("begin a write"))?;
         for job in group.drain(..) {
-            done.push(apply(&mut outer, job, &mut newest));
+            done.push(apply(&mut outer, job, &mut newest, history));
         }
         outer.commit().map_err(engine("commit"))
     })();
@@ -92,9 +97,9 @@ fn settled<T>(result: StoreResult<T>, failure: Option<&StoreError>) -> StoreResu
     }
 }
 
-fn apply(outer: &mut rusqlite::Transaction<'_>, job: Job, newest: &mut StoreRevision) -> Done {
+fn apply(outer: &mut rusqlite::Transaction<'_>, job: Job, newest: &mut StoreRevision, history: u64) -> Done {
     match job {
-        Job::Commit(txn, answer) => Done::Commit(commit(outer, &txn, newest), answer),
+        Job::Commit(txn, answer) => Done::Commit(commit(outer, &txn, newest, history), answer),
         Job::Lease { name, holder, ttl, answer } => Done::Lease(lease(outer, &name, &holder, ttl), answer),
         Job::Release { name, holder, answer } => Done::Release(
             outer
@@ -106,7 +111,12 @@ fn apply(outer: &mut rusqlite::Transaction<'_>, job: Job, newest: &mut StoreRevi
     }
 }
 
-fn commit(outer: &mut rusqlite::Transaction<'_>, txn: &Txn, newest: &mut StoreRevision) -> StoreResult<StoreRevision> {
+fn commit(
+    outer: &mut rusqlite::Transaction<'_>,
+    txn: &Txn,
+    newest: &mut StoreRevision,
+    history: u64,
+) -> StoreResult<StoreRevision> {
     let inner = outer.savepoint().map_err(engine("begin a write"))?;
     for check in &txn.checks {
         let found: Option<u64> = inner
@@ -127,13 +137,13 @@ fn commit(outer: &mut rusqlite::Transaction<'_>, txn: &Txn, newest: &mut StoreRe
         return Ok(*newest);
     }
     let revision = newest.0 + 1;
-    write(&inner, txn, revision).map_err(engine("write"))?;
+    write(&inner, txn, revision, history).map_err(engine("write"))?;
     inner.commit().map_err(engine("write"))?;
     *newest = StoreRevision(revision);
     Ok(*newest)
 }
 
-fn write(inner: &rusqlite::Savepoint<'_>, txn: &Txn, revision: u64) -> rusqlite::Result<()> {
+fn write(inner: &rusqlite::Savepoint<'_>, txn: &Txn, revision: u64, history: u64) -> rusqlite::Result<()> {
     for w in &txn.writes {
         let (key, deleted) = match w {
             Write::Put(key, value) => {
@@ -159,8 +169,8 @@ fn write(inner: &rusqlite::Savepoint<'_>, txn: &Txn, revision: u64) -> rusqlite:
     }
     inner.prepare_cached("UPDATE meta SET value = ?1 WHERE name = 'revision'")?.execute([revision])?;
     // Forgetting in steps keeps the cost of a commit even.
-    if revision > HISTORY && revision.is_multiple_of(256) {
-        let oldest = revision - HISTORY;
+    if revision > history && revision.is_multiple_of(256) {
+        let oldest = revision - history;
         inner.execute("DELETE FROM changes WHERE revision <= ?1", [oldest])?;
         inner.execute("UPDATE meta SET value = ?1 WHERE name = 'compacted'", [oldest])?;
     }

@@ -29,6 +29,8 @@ use crate::ca::Authority;
 use crate::observed::ObservedCell;
 use crate::state::State;
 
+pub(crate) use gc::KEPT_REVISIONS;
+
 /// What the tasks work with.
 #[derive(Clone)]
 pub struct Tasks {

@@ -124,11 +124,8 @@ fn check(m: &Manifest) -> Result<(), (&'static str, String)> {
             return Err(("bindings", format!("two bindings are named {:?}", binding.name)));
         }
     }
-    if let Some(host) = m.allowed_outbound_hosts.iter().find(|h| !is_outbound_host(h)) {
-        return Err((
-            "allowed_outbound_hosts",
-            format!("{host:?}: expected host, host:port or *.host, without scheme or path"),
-        ));
+    for entry in &m.allowed_outbound_hosts {
+        marcato_api::OutboundHost::parse(entry).map_err(|why| ("allowed_outbound_hosts", why))?;
     }
     let mut config = m.config();
     for (key, value) in &m.env {
@@ -165,16 +162,4 @@ fn check(m: &Manifest) -> Result<(), (&'static str, String)> {
         };
         (path, message)
     })
-}
-
-fn is_outbound_host(text: &str) -> bool {
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, Some(port)),
-        _ => (text, None),
-    };
-    let host = host.strip_prefix("*.").unwrap_or(host);
-    let name = host.trim_start_matches('[').trim_end_matches(']');
-    port.is_none_or(|p| p.parse::<u16>().is_ok_and(|p| p > 0))
-        && (1..=253).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'_'))
 }

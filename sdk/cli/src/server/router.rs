@@ -28,6 +28,20 @@ pub(crate) struct RouterArgs {
     /// The cluster's domain: an app's default host name is APP.DOMAIN
     #[arg(long, default_value = "localhost")]
     domain: String,
+    /// A name or address under which clients reach the listeners, for our certificate; may be given again. The address
+    /// that a listener is bound to is in it anyway, but 0.0.0.0 and [::] say nothing
+    #[arg(long = "name", value_name = "NAME|IP", value_parser = public_name)]
+    names: Vec<String>,
+}
+
+/// A host name or an IP address.
+pub(crate) fn public_name(text: &str) -> Result<String, String> {
+    let name = text.to_ascii_lowercase();
+    let route = marcato_api::Route { host: name.clone(), path: "/".into() };
+    if name.parse::<std::net::IpAddr>().is_ok() || route.validate().is_ok() {
+        return Ok(name);
+    }
+    Err("expected a host name or an IP address, without scheme or port".into())
 }
 
 pub(crate) fn run(args: RouterArgs) -> Result<()> {
@@ -45,10 +59,26 @@ pub(crate) fn run(args: RouterArgs) -> Result<()> {
     let config = RouterConfig {
         data_dir: args.data,
         domain: args.domain,
+        names: args.names,
         http: vec![listen(args.http, socket::HTTP)?],
         https: vec![listen(args.https, socket::HTTPS)?],
         admin: listen(args.admin, socket::ADMIN)?,
         workers: workers.handles(),
     };
     runtime::server("router")?.block_on(signals::until_stopped(|token| marcato_router::run(config, token)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_addresses_go_into_the_certificate_and_nothing_else() {
+        for good in ["10.0.0.5", "2001:db8::5", "Cloud.example.org"] {
+            assert_eq!(public_name(good), Ok(good.to_ascii_lowercase()));
+        }
+        for bad in ["", "https://x", "x:8443", "[::1]", "*.x", "a b"] {
+            assert!(public_name(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -73,13 +73,22 @@ fn flag(name: &str, value: impl Into<OsString>) -> [OsString; 2] {
 
 impl Spec {
     /// `marcato router` with the sockets that were bound for it.
-    pub(super) fn router(data: &DataDir, addresses: &Addresses, domain: &str, sockets: Vec<Named>) -> Self {
+    pub(super) fn router(
+        data: &DataDir,
+        addresses: &Addresses,
+        domain: &str,
+        names: &[String],
+        sockets: Vec<Named>,
+    ) -> Self {
         let mut arguments: Vec<OsString> = vec!["router".into()];
         arguments.extend(flag("--data", data.router()));
         arguments.extend(flag("--http", addresses.http.to_string()));
         arguments.extend(flag("--https", addresses.https.to_string()));
         arguments.extend(flag("--admin", addresses.admin.to_string()));
         arguments.extend(flag("--domain", domain));
+        for name in names {
+            arguments.extend(flag("--name", name));
+        }
         let arguments: Arguments = Box::new(move || {
             let arguments = arguments.clone();
             Box::pin(async move { Ok(arguments) })

@@ -52,6 +52,10 @@ pub(crate) struct UpArgs {
     /// The cluster's domain: an app's default host name is APP.DOMAIN
     #[arg(long, default_value = "localhost")]
     domain: String,
+    /// A name or address under which clients reach the listeners, for our certificate; may be given again. The address
+    /// that a listener is bound to is in it anyway, but 0.0.0.0 and [::] say nothing
+    #[arg(long = "name", value_name = "NAME|IP", value_parser = crate::server::router::public_name)]
+    names: Vec<String>,
     /// Let guests reach private and loopback addresses that their manifest allows
     #[arg(long)]
     allow_private_egress: bool,
@@ -103,7 +107,7 @@ async fn supervise(args: &UpArgs, data: &DataDir, listeners: Listeners, out: Out
         state
     };
 
-    let spec = Spec::router(data, &addresses, &args.domain, listeners.router);
+    let spec = Spec::router(data, &addresses, &args.domain, &args.names, listeners.router);
     routers.spawn(child::supervise(spec, watch("router".into()), router_stop.clone(), kill.clone(), DRAIN_TIMEOUT));
     let memory = marcato_api::Bytes(crate::server::hostd::half_of_memory()?.0 / u64::from(args.hosts));
     let mut ids = Vec::new();

@@ -58,6 +58,7 @@ impl Cluster {
         let config = ControlConfig {
             data_dir: dir.path().to_owned(),
             cluster_domain: "cloud.test".into(),
+            names: Vec::new(),
             http_port: Some(80),
             https_port: Some(8443),
             version: "0.0.test".into(),

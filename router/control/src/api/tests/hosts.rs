@@ -197,3 +197,27 @@ async fn logs_of_all_hosts_come_as_one_stream_until_the_client_goes() {
     // The stream is still open: stopping ends it.
     c.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_of_a_kind_that_the_component_does_not_use_is_refused() {
+    let c = Cluster::start().await;
+    host(&c, "h1").await;
+    c.admin(Method::PUT, "/v1/services/register", Some(json!({"kind": "access"}))).await;
+    c.admin(Method::PUT, "/v1/services/notes", Some(json!({"kind": "keyvalue"}))).await;
+    let bytes = wat::parse_str(r#"(component (import "wasi:keyvalue/store@0.2.0-draft" (instance)))"#).unwrap();
+    let digest = marcato_api::Digest::of(&bytes);
+    c.client().put_component(&digest, bytes).await.unwrap();
+    c.admin(Method::PUT, "/v1/apps/x", Some(json!({}))).await;
+    let notes = json!({"name": "a", "service": "notes"});
+    let wrong = json!({"digest": digest.as_str(), "bind": [notes, {"name": "b", "service": "register"}]});
+    let refused = problem(&c.admin(Method::POST, "/v1/apps/x/revisions", Some(wrong)).await, 422, "invalid");
+    assert_eq!(refused["field"], "config.bindings[1].service");
+    let why = refused["detail"].as_str().unwrap();
+    assert!(why.contains("register is a service of kind access") && why.contains("kind keyvalue only"), "{why}");
+    let right = json!({"digest": digest.as_str(), "bind": [notes]});
+    assert_eq!(c.admin(Method::POST, "/v1/apps/x/revisions", Some(right)).await.status, 200);
+    // Later, by itself.
+    let bind = json!({"bind": [{"name": "b", "service": "register"}]});
+    problem(&c.admin(Method::POST, "/v1/apps/x/revisions", Some(bind)).await, 422, "invalid");
+    c.stop().await;
+}

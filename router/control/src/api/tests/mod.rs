@@ -289,3 +289,40 @@ async fn the_document_describes_every_path_and_metrics_count() {
     );
     c.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn going_back_to_a_trimmed_revision_says_so() {
+    let c = Cluster::start().await;
+    let (digest, bytes) = component(b"one");
+    c.admin(Method::PUT, "/v1/apps/x", Some(json!({}))).await;
+    c.client().put_component(&digest, bytes).await.unwrap();
+    for n in 0..4 {
+        let revision = json!({"digest": digest.as_str(), "env": {"N": n.to_string()}});
+        assert_eq!(c.admin(Method::POST, "/v1/apps/x/revisions", Some(revision)).await.status, 200);
+    }
+    assert_eq!(c.control.state().trim_revisions(2, &Default::default()).await.unwrap(), 2);
+    let back = problem(&c.admin(Method::PATCH, "/v1/apps/x", Some(json!({"current": 1}))).await, 422, "invalid");
+    assert_eq!(back["field"], "current");
+    assert!(back["detail"].as_str().unwrap().contains("trimmed"), "{back}");
+    let gone = problem(&c.admin(Method::GET, "/v1/apps/x/revisions/2", None).await, 404, "not-found");
+    assert!(gone["detail"].as_str().unwrap().contains("trimmed"), "{gone}");
+    let never = problem(&c.admin(Method::GET, "/v1/apps/x/revisions/9", None).await, 404, "not-found");
+    assert!(!never["detail"].as_str().unwrap().contains("trimmed"), "{never}");
+    assert_eq!(c.admin(Method::PATCH, "/v1/apps/x", Some(json!({"current": 3}))).await.json()["current"], 3);
+    c.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_upload_over_http_1_is_answered_and_not_reset() {
+    let c = Cluster::start().await;
+    let viewer = c.token("vera", json!({"role": "viewer"})).await;
+    let path = format!("/v1/components/{}", Digest::of(b"x"));
+    // More than any buffer on the way holds.
+    let long = json!({"pad": "x".repeat(20 << 20)});
+    for _ in 0..3 {
+        problem(&c.call(Method::PUT, &path, None, Some(long.clone())).await, 401, "unauthenticated");
+        problem(&c.call(Method::PUT, &path, Some(&viewer), Some(long.clone())).await, 403, "forbidden");
+        problem(&c.call(Method::PUT, "/v1/none", None, Some(long.clone())).await, 404, "not-found");
+    }
+    c.stop().await;
+}
