@@ -202,6 +202,24 @@ async fn damaged_code_is_compiled_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_without_memory_for_a_sandbox_names_its_limit() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let small = crate::HostdConfig { memory: marcato_api::Bytes::kib(64), ..config("h1", dir.path()) };
+    let host = TestHost::start_with("h1", Arc::new(TestCa::new()), dir, small).await;
+    let digest = upload(&host, &component()).await;
+    assert_eq!(host.put_config(&told(1, vec![spec("a-1", &digest)])).await.status(), 200);
+    wait_for(&host, "a-1", InstancePhase::Ready).await;
+    let response = host.request(get("a-1", "/")).await;
+    assert_eq!(
+        (response.status(), &response.headers()[headers::NOT_STARTED]),
+        (http::StatusCode::SERVICE_UNAVAILABLE, &http::HeaderValue::from_static("1"))
+    );
+    let problem = problem_of(&response);
+    assert!(problem.detail.contains("host_memory (64 KiB)"), "{problem:?}");
+    assert_eq!(host.inventory().await.used.sandbox_bytes, marcato_api::Bytes(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_end_waits_for_requests_and_a_client_that_left_is_not_waited_for() {
     let (host, _) = serving().await;
     let connect = || tokio::net::UnixStream::connect(&host.ingress);
