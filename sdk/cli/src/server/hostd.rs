@@ -57,6 +57,9 @@ pub(crate) struct HostdArgs {
     /// Authorities (PEM) that guests' outbound HTTPS trusts beside the public ones
     #[arg(long, value_name = "FILE")]
     outbound_ca: Option<PathBuf>,
+    /// Threads that carry requests; absent: one per core
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -84,7 +87,7 @@ pub(crate) fn run(args: HostdArgs) -> Result<()> {
         _ => None,
     };
     let program = std::env::current_exe().context("cannot tell where this program is")?;
-    let workers = runtime::Workers::start("hostd")?;
+    let workers = runtime::Workers::start("hostd", args.threads)?;
     let config = HostdConfig {
         data_dir: args.data,
         id: args.id,

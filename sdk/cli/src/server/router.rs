@@ -32,6 +32,9 @@ pub(crate) struct RouterArgs {
     /// that a listener is bound to is in it anyway, but 0.0.0.0 and [::] say nothing
     #[arg(long = "name", value_name = "NAME|IP", value_parser = public_name)]
     names: Vec<String>,
+    /// Threads that carry requests; absent: one per core
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
 }
 
 /// A host name or an IP address.
@@ -55,7 +58,7 @@ pub(crate) fn run(args: RouterArgs) -> Result<()> {
             None => crate::up::listen::tcp(address, &format!("--{name}")),
         }
     };
-    let workers = runtime::Workers::start("router")?;
+    let workers = runtime::Workers::start("router", args.threads)?;
     let config = RouterConfig {
         data_dir: args.data,
         domain: args.domain,

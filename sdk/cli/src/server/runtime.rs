@@ -18,6 +18,11 @@ pub(crate) fn server(name: &'static str) -> Result<Runtime> {
     Builder::new_multi_thread().enable_all().thread_name(name).build().context("the async runtime cannot be made")
 }
 
+/// Cores that this process may use.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
 /// The threads that carry requests. They end when this is dropped; drop it after the server.
 pub(crate) struct Workers {
     stop: CancellationToken,
@@ -25,11 +30,11 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// One thread for each core that this process may use.
-    pub(crate) fn start(name: &str) -> Result<Self> {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    /// So many threads, or one for each core.
+    pub(crate) fn start(name: &str, threads: Option<u16>) -> Result<Self> {
+        let threads = threads.map_or_else(cores, usize::from);
         let mut workers = Self { stop: CancellationToken::new(), threads: Vec::new() };
-        for number in 0..cores {
+        for number in 0..threads {
             let runtime = client()?;
             let (handle, stop) = (runtime.handle().clone(), workers.stop.clone());
             let thread = std::thread::Builder::new()

@@ -24,7 +24,7 @@ use super::backoff::Backoff;
 use super::data::DataDir;
 use super::fleet;
 use super::listen::{Addresses, HostSockets, Named};
-use crate::server::{logging, parent};
+use crate::server::{logging, parent, runtime};
 
 /// The first inherited socket (sd_listen_fds(3)).
 const FIRST_FD: i32 = 3;
@@ -86,6 +86,8 @@ impl Spec {
         arguments.extend(flag("--https", addresses.https.to_string()));
         arguments.extend(flag("--admin", addresses.admin.to_string()));
         arguments.extend(flag("--domain", domain));
+        // It shares the machine with its hosts, whose guests compute: more threads would only take turns.
+        arguments.extend(flag("--threads", (runtime::cores() / 2).max(1).to_string()));
         for name in names {
             arguments.extend(flag("--name", name));
         }
