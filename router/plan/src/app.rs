@@ -4,7 +4,8 @@
 //! new one stands in for it; one that drains goes when it is empty, or after the bound.
 
 use marcato_api::{
-    AppState, HostState, InstanceId, InstancePhase, InstanceState, InstanceStatus, Revision, RevisionPhase,
+    AppState, HostState, InstanceId, InstancePhase, InstanceState, InstanceStatus, Revision, RevisionNumber,
+    RevisionPhase,
 };
 
 use crate::inputs::{AppInput, Endpoint, Inputs, PhaseChange, Placed, Plan};
@@ -18,10 +19,12 @@ pub(crate) fn plan_app<'a>(
     plan: &mut Plan,
 ) {
     let mut step = Step { inputs, input, fleet, plan, notes: Vec::new() };
-    let target = step.target(&placed);
     let kept = step.keep(placed);
+    let target = step.target(&kept);
+    step.overtake(target);
     let instances = step.roll(target, kept);
     if let Some(revision) = target {
+        step.note_services(revision);
         step.settle(revision, &instances);
     }
     step.publish(&instances);
@@ -57,6 +60,10 @@ impl<'a> Step<'_, 'a> {
             && self.status(placed).is_some_and(|s| s.phase == InstancePhase::Ready)
     }
 
+    fn has_failed(&self, placed: &Placed) -> bool {
+        self.status(placed).is_some_and(|s| s.phase == InstancePhase::Failed)
+    }
+
     fn is_fresh(&self, placed: &Placed, target: &Revision) -> bool {
         placed.revision == target.number
             && placed.restarts == self.input.app.restarts
@@ -81,45 +88,107 @@ impl<'a> Step<'_, 'a> {
             });
         }
         let sound = |number| self.input.revisions.get(&number).filter(|r| r.phase != RevisionPhase::Failed);
-        // Before any revision served in full, one that answers at all is better than none.
-        let answering = placed.iter().filter(|p| self.is_ready(p)).map(|p| p.revision).filter(|r| *r != current.number);
-        let stable = app.stable.filter(|s| *s != current.number).into_iter().chain(answering.max()).find_map(sound);
+        let other = |number: &RevisionNumber| *number != current.number;
+        let stable = app.stable.filter(other).and_then(sound);
+        // Before any revision served in full, one that may answer is better than none. Not only one that does: a
+        // host that is silent for a moment must not cost its instances.
+        let running = placed.iter().filter(|p| p.state == InstanceState::Running && !self.has_failed(p));
+        let newest = || running.map(|p| p.revision).filter(other).filter_map(sound).max_by_key(|r| r.number);
+        let stable = stable.or_else(newest);
         let goes_on = stable.map(|s| format!("; revision {} goes on serving", s.number)).unwrap_or_default();
         self.notes.push(format!("revision {} failed: {failure}{goes_on}", current.number));
         stable
     }
 
-    /// Why a revision that never served cannot start: a host says so, or it took too long.
+    /// Why a revision that does not serve in full yet cannot: a host says so, or it took too long.
     fn failure(&self, current: &Revision, placed: &[Placed]) -> Option<String> {
-        if current.phase != RevisionPhase::Rolling {
+        // An older one that an operator went back to has to prove itself anew.
+        let again = current.phase == RevisionPhase::Superseded && self.input.app.stable != Some(current.number);
+        if current.phase != RevisionPhase::Rolling && !again {
             return None;
         }
+        let bound = self.inputs.settings.start_max_ms;
+        let late = |p: &Placed| self.age_ms(p) > bound;
         let fresh: Vec<&Placed> = placed.iter().filter(|p| self.is_fresh(p, current)).collect();
-        if fresh.iter().any(|p| self.is_ready(p)) {
-            return None;
-        }
-        let failed = fresh.iter().filter_map(|p| self.status(p)).find(|s| s.phase == InstancePhase::Failed);
+        // Those from before a restart count: the revision can start.
+        let starts = placed.iter().any(|p| p.revision == current.number && self.is_ready(p));
+        // Where one starts, the failure of another may be its host's own, which tries again: it gets the whole
+        // bound. And with nothing to go back to, some instances are better than none.
+        let failed = fresh
+            .iter()
+            .filter(|p| !starts || (late(p) && self.has_way_back(current)))
+            .filter_map(|p| self.status(p))
+            .find(|s| s.phase == InstancePhase::Failed);
         if let Some(status) = failed {
             return Some(status.reason.clone().unwrap_or_else(|| "an instance failed".into()));
         }
-        let bound = self.inputs.settings.start_max_ms;
-        let late = fresh.iter().all(|p| self.inputs.now_ms.saturating_sub(p.since_ms) > bound);
-        (late && !fresh.is_empty()).then(|| format!("no instance was ready within {} s", bound / 1000))
+        let too_late = !starts && fresh.iter().any(|p| late(p));
+        too_late.then(|| format!("no instance was ready within {} s", bound / 1000))
     }
 
-    /// Drops what has drained, what is on a host that was removed, and what has no revision any more.
+    fn has_way_back(&self, current: &Revision) -> bool {
+        let stable = self.input.app.stable.filter(|s| *s != current.number);
+        stable.and_then(|s| self.input.revisions.get(&s)).is_some_and(|r| r.phase != RevisionPhase::Failed)
+    }
+
+    fn age_ms(&self, placed: &Placed) -> u64 {
+        self.inputs.now_ms.saturating_sub(placed.since_ms)
+    }
+
+    /// Whether an instance that does not answer yet is about to, so that its host is worth asking often.
+    fn is_coming(&self, placed: &Placed) -> bool {
+        let Some(host) = self.fleet.host(&placed.host).filter(|h| h.state == HostState::Up) else { return false };
+        let pending = self.status(placed).is_none_or(|s| s.phase == InstancePhase::Pending);
+        // A host that was restarted starts its instances again, however long ago they were placed.
+        let started_ms = host.inventory.as_ref().map_or(0, |i| i.started_at.as_millisecond());
+        let since_ms = placed.since_ms.max(u64::try_from(started_ms).unwrap_or(0));
+        pending && self.inputs.now_ms.saturating_sub(since_ms) <= self.inputs.settings.start_max_ms
+    }
+
+    /// A roll-out that another one overtook is over.
+    fn overtake(&mut self, target: Option<&Revision>) {
+        let rolling = |number: RevisionNumber| {
+            Some(number) == self.input.app.current || target.is_some_and(|t| t.number == number)
+        };
+        let overtaken =
+            self.input.revisions.values().filter(|r| r.phase == RevisionPhase::Rolling && !rolling(r.number));
+        self.plan.phases.extend(overtaken.map(|r| PhaseChange {
+            app: r.app.clone(),
+            revision: r.number,
+            phase: RevisionPhase::Superseded,
+            failure: None,
+        }));
+    }
+
+    /// Says which of the services that a revision binds it cannot have now.
+    fn note_services(&mut self, target: &Revision) {
+        for binding in &target.config.bindings {
+            let service = self.inputs.services.iter().find(|s| !s.deleted && s.name == binding.service);
+            let Some(service) = service else {
+                self.notes.push(format!("binding {:?}: there is no service {}", binding.name, binding.service));
+                continue;
+            };
+            if self.fleet.host(&service.owner).is_none_or(|h| h.state != HostState::Up) {
+                let (name, owner) = (&service.name, &service.owner);
+                self.notes.push(format!("service {name} is on host {owner}, which does not answer"));
+            }
+        }
+    }
+
+    /// Drops what has drained, what is on a host that was removed or given up, and what has no revision any more.
     fn keep(&mut self, placed: Vec<Placed>) -> Vec<Placed> {
         placed.into_iter().filter(|p| self.stays(p)).collect()
     }
 
     fn stays(&self, placed: &Placed) -> bool {
-        if self.fleet.host(&placed.host).is_none() || !self.input.revisions.contains_key(&placed.revision) {
+        let Some(host) = self.fleet.host(&placed.host) else { return false };
+        if self.inputs.is_dead(host) || !self.input.revisions.contains_key(&placed.revision) {
             return false;
         }
         if placed.state == InstanceState::Running {
             return true;
         }
-        let (age, settings) = (self.inputs.now_ms.saturating_sub(placed.since_ms), self.inputs.settings);
+        let (age, settings) = (self.age_ms(placed), self.inputs.settings);
         let busy = self.status(placed).is_some_and(|s| s.in_flight > 0 || s.queued > 0);
         age < settings.drain_min_ms || (busy && age < settings.drain_max_ms)
     }
@@ -165,7 +234,7 @@ impl<'a> Step<'_, 'a> {
         }
     }
 
-    /// Drains instances of a group until `allowed` are left: those that do not answer first, then from the
+    /// Drains instances of a group until `allowed` are left: those that failed or do not answer first, then from the
     /// host with the most of them, the newest first.
     fn drain_beyond(&self, allowed: usize, instances: &mut [Placed], group: impl Fn(&Self, &Placed) -> bool) {
         loop {
@@ -174,10 +243,10 @@ impl<'a> Step<'_, 'a> {
                 return;
             }
             let crowd = |i: usize| members.iter().filter(|j| instances[**j].host == instances[i].host).count();
-            let victim = members
-                .iter()
-                .copied()
-                .max_by_key(|i| (!self.is_ready(&instances[*i]), crowd(*i), instances[*i].since_ms, *i));
+            let victim = members.iter().copied().max_by_key(|i| {
+                let placed = &instances[*i];
+                (self.has_failed(placed), !self.is_ready(placed), crowd(*i), placed.since_ms, *i)
+            });
             let Some(victim) = victim else { return };
             instances[victim].state = InstanceState::Draining;
             instances[victim].since_ms = self.inputs.now_ms;
@@ -192,7 +261,7 @@ impl<'a> Step<'_, 'a> {
         let failed: Vec<String> = fresh
             .iter()
             .filter_map(|p| self.status(p).map(|s| (p, s)))
-            .filter(|(_, s)| s.phase == InstancePhase::Failed && target.phase != RevisionPhase::Rolling)
+            .filter(|(_, s)| s.phase == InstancePhase::Failed)
             .map(|(p, s)| {
                 let reason = s.reason.as_deref().unwrap_or("no reason given");
                 format!("instance {} on {} failed: {reason}", p.id, p.host)
@@ -204,7 +273,8 @@ impl<'a> Step<'_, 'a> {
         }
         if ready < wanted {
             self.notes.push(format!("{ready} of {wanted} instances of revision {} are ready", target.number));
-            self.plan.unsettled = true;
+            // What nobody starts now (no room, a silent host, a failure) is no reason to ask every host all the time.
+            self.plan.unsettled |= fresh.iter().any(|p| self.is_coming(p));
             return;
         }
         let app = &self.input.app;
@@ -216,8 +286,8 @@ impl<'a> Step<'_, 'a> {
             change(target.number, RevisionPhase::Serving);
         }
         for other in self.input.revisions.values() {
-            let replaced = matches!(other.phase, RevisionPhase::Serving | RevisionPhase::Rolling);
-            if other.number != target.number && replaced && app.current == Some(target.number) {
+            let replaced = other.phase == RevisionPhase::Serving && other.number != target.number;
+            if replaced && app.current == Some(target.number) {
                 change(other.number, RevisionPhase::Superseded);
             }
         }

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use marcato_api::{AppName, AppState, HostId, HostState, InstanceId, InstancePhase, InstanceState, ServiceId};
+use marcato_api::{
+    AppName, AppState, HostId, HostState, InstanceId, InstancePhase, InstanceState, Revision, RevisionPhase, ServiceId,
+};
 
-use crate::inputs::{Inputs, Placed, Placement, Plan};
+use crate::inputs::{AppInput, Inputs, Placed, Placement, Plan};
 
 /// Something that a plan must not do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,8 +111,7 @@ fn capacity(inputs: &Inputs, plan: &Plan, found: &mut Vec<Violation>) {
             of_app.filter(|p| answers(inputs, placement, &p.id)).count()
         };
         let (before, after) = (ready(&inputs.placement), ready(&plan.placement));
-        let failed_away = app.current.and_then(|c| input.revisions.get(&c)).is_none();
-        if after < before.min(wanted) && !failed_away {
+        if after < before.min(wanted) && may_serve(input, plan) {
             found.push(Violation::LostCapacity { app: app.name.clone(), before, after });
         }
         let running = |placement: &Placement| {
@@ -121,6 +122,18 @@ fn capacity(inputs: &Inputs, plan: &Plan, found: &mut Vec<Violation>) {
             found.push(Violation::TooMany(app.name.clone()));
         }
     }
+}
+
+/// Whether any revision of an app may serve: where all have failed, nothing is kept.
+fn may_serve(input: &AppInput, plan: &Plan) -> bool {
+    let failed = |revision: &Revision| {
+        let now = plan.phases.iter().find(|c| c.app == revision.app && c.revision == revision.number);
+        now.map_or(revision.phase, |c| c.phase) == RevisionPhase::Failed
+    };
+    let placed = plan.placement.instances.iter().filter(|p| p.app == input.app.name);
+    let running = placed.filter(|p| p.state == InstanceState::Running).map(|p| p.revision);
+    let candidates = running.chain(input.app.current).chain(input.app.stable);
+    candidates.filter_map(|number| input.revisions.get(&number)).any(|r| !failed(r))
 }
 
 fn hosts(inputs: &Inputs, plan: &Plan, found: &mut Vec<Violation>) {

@@ -26,6 +26,17 @@ pub struct Inputs {
     pub settings: Settings,
 }
 
+impl Inputs {
+    /// Whether a host has been silent for so long that its instances are placed elsewhere. One that was not
+    /// heard at all yet (the router has just started) is not given up.
+    #[must_use]
+    pub fn is_dead(&self, host: &HostInput) -> bool {
+        let silent_ms = host.last_seen_ms.map(|seen| self.now_ms.saturating_sub(seen));
+        host.state != HostState::Up
+            && self.settings.dead_after_ms.zip(silent_ms).is_some_and(|(bound, silent)| silent > bound)
+    }
+}
+
 /// Bounds of a roll-out.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
@@ -35,13 +46,15 @@ pub struct Settings {
     pub drain_max_ms: u64,
     /// A new revision none of whose instances is ready by then has failed.
     pub start_max_ms: u64,
+    /// The instances of a host that was silent for longer than this are placed elsewhere. `None`: they wait for it.
+    pub dead_after_ms: Option<u64>,
 }
 
 impl Settings {
-    /// What the router uses: 500 ms, 30 s, 120 s (a compilation may take 60 s).
+    /// What the router uses: 500 ms, 30 s, 120 s (a compilation may take 60 s), and instances wait for their host.
     #[must_use]
     pub const fn standard() -> Self {
-        Self { drain_min_ms: 500, drain_max_ms: 30_000, start_max_ms: 120_000 }
+        Self { drain_min_ms: 500, drain_max_ms: 30_000, start_max_ms: 120_000, dead_after_ms: None }
     }
 }
 
@@ -67,6 +80,8 @@ pub struct HostInput {
     pub control: HostAddress,
     /// What it last said.
     pub inventory: Option<Arc<Inventory>>,
+    /// When it last answered; `None`: not since this router started.
+    pub last_seen_ms: Option<u64>,
 }
 
 impl HostInput {
@@ -133,7 +148,7 @@ pub struct Plan {
     pub endpoints: BTreeMap<AppName, Vec<Endpoint>>,
     /// Why an app is not as desired, in words.
     pub notes: BTreeMap<AppName, Vec<String>>,
-    /// Something waits for time to pass: plan again soon even when nothing changes.
+    /// Something starts or drains: ask the hosts often, and plan again soon even when nothing changes.
     pub unsettled: bool,
 }
 

@@ -9,6 +9,9 @@ use proptest::prelude::*;
 
 use crate::*;
 
+/// Revisions of this app bind the service `register`.
+const BINDER: &str = "binder";
+
 fn name(text: &str) -> AppName {
     AppName::new(text).unwrap()
 }
@@ -18,12 +21,16 @@ fn host(n: usize) -> HostId {
 }
 
 fn revision(app: &AppName, number: u64, phase: RevisionPhase) -> Revision {
+    let mut config = RevisionConfig::default();
+    if app.as_str() == BINDER {
+        config.bindings.push(Binding { name: "db".into(), service: ServiceName::new("register").unwrap() });
+    }
     Revision {
         app: app.clone(),
         number: RevisionNumber(number),
         digest: Digest::of(&number.to_le_bytes()),
         size: Bytes(1),
-        config: RevisionConfig::default(),
+        config,
         created_at: Timestamp::UNIX_EPOCH,
         created_by: "test".into(),
         reason: "push".into(),
@@ -70,6 +77,17 @@ fn host_input(n: usize, zone: &str) -> HostInput {
             services: vec![],
             certificate: None,
         })),
+        last_seen_ms: Some(1_000_000),
+    }
+}
+
+fn register(owner: HostId) -> ServiceInput {
+    ServiceInput {
+        id: ServiceId::generate(),
+        name: ServiceName::new("register").unwrap(),
+        kind: ServiceKind::Access,
+        owner,
+        deleted: false,
     }
 }
 
@@ -97,11 +115,13 @@ fn apply_phases(inputs: &mut Inputs, plan: &Plan) {
     }
 }
 
-/// Carries a plan out as hosts and the store would, `ready` deciding how each instance starts.
+/// Carries a plan out as hosts and the store would, `ready` deciding how each instance that does not run yet starts.
 fn apply(inputs: &mut Inputs, plan: &Plan, ready: &dyn Fn(&Placed) -> InstancePhase) {
     apply_phases(inputs, plan);
     for host in inputs.hosts.iter_mut().filter(|h| h.state == HostState::Up) {
+        host.last_seen_ms = Some(inputs.now_ms);
         let mut inventory = Inventory::clone(host.inventory.as_ref().unwrap());
+        let runs = |p: &Placed| host.instance(&p.id).is_some_and(|s| s.phase == InstancePhase::Ready);
         inventory.instances = plan
             .placement
             .instances
@@ -111,7 +131,11 @@ fn apply(inputs: &mut Inputs, plan: &Plan, ready: &dyn Fn(&Placed) -> InstancePh
                 id: p.id.clone(),
                 app: p.app.clone(),
                 revision: p.revision,
-                phase: if p.state == InstanceState::Draining { InstancePhase::Draining } else { ready(p) },
+                phase: match p.state {
+                    InstanceState::Draining => InstancePhase::Draining,
+                    InstanceState::Running if runs(p) => InstancePhase::Ready,
+                    InstanceState::Running => ready(p),
+                },
                 in_flight: 0,
                 queued: 0,
                 counters: InstanceCounters::default(),
@@ -245,23 +269,166 @@ fn a_busy_instance_drains_until_the_bound() {
 
 #[test]
 fn a_service_elsewhere_comes_with_its_owner() {
-    let mut input = app("shop", 2);
-    let register = ServiceName::new("register").unwrap();
-    let binding = Binding { name: "db".into(), service: register.clone() };
-    input.revisions.get_mut(&RevisionNumber(1)).unwrap().config.bindings.push(binding);
-    let mut inputs = cloud(vec![input], 2);
-    let id = ServiceId::generate();
-    inputs.services.push(ServiceInput {
-        id: id.clone(),
-        name: register,
-        kind: ServiceKind::Access,
-        owner: host(0),
-        deleted: false,
-    });
+    let mut inputs = cloud(vec![app(BINDER, 2)], 2);
+    inputs.services.push(register(host(0)));
+    let id = inputs.services[0].id.clone();
     let made = settle(&mut inputs);
     assert!(made.hosts[&host(0)].peers.is_empty());
     assert_eq!(made.hosts[&host(1)].peers[0].id, host(0));
     assert_eq!(made.hosts[&host(1)].instances[0].bindings["db"], id);
+    assert!(made.notes.is_empty(), "{:?}", made.notes);
+    inputs.hosts[0].state = HostState::Suspected;
+    let notes = plan(&inputs).notes[&name(BINDER)].join("; ");
+    assert!(notes.contains("service register is on host h0, which does not answer"), "{notes}");
+    inputs.services.clear();
+    let notes = plan(&inputs).notes[&name(BINDER)].join("; ");
+    assert!(notes.contains("there is no service register"), "{notes}");
+}
+
+/// Host 1 cannot start anything of revision 2.
+fn half(placed: &Placed) -> InstancePhase {
+    let sick = placed.revision.0 == 2 && placed.host == host(1);
+    if sick { InstancePhase::Failed } else { InstancePhase::Ready }
+}
+
+#[test]
+fn a_revision_that_starts_on_some_hosts_only_goes_back_after_the_bound() {
+    let mut inputs = cloud(vec![app("shop", 2)], 2);
+    settle(&mut inputs);
+    push(&mut inputs, 2);
+    for _ in 0..4 {
+        step(&mut inputs, &half);
+    }
+    let made = step(&mut inputs, &half);
+    assert_eq!((running(&inputs, 1).len(), running(&inputs, 2).len()), (1, 2), "the host may still make it");
+    assert!(!made.unsettled, "nothing starts, so nobody needs to be asked often");
+    assert!(made.notes[&name("shop")].join("; ").contains("on h1 failed: no such import"), "{:?}", made.notes);
+    inputs.now_ms += 120_000;
+    for _ in 0..4 {
+        step(&mut inputs, &half);
+    }
+    assert_eq!((running(&inputs, 1).len(), running(&inputs, 2).len()), (2, 0));
+    let failed = &inputs.apps[0].revisions[&RevisionNumber(2)];
+    assert_eq!((failed.phase, failed.failure.as_deref()), (RevisionPhase::Failed, Some("no such import")));
+}
+
+#[test]
+fn with_nothing_to_go_back_to_some_instances_are_better_than_none() {
+    let mut inputs = cloud(vec![app("shop", 2)], 2);
+    inputs.apps[0].app.current = Some(RevisionNumber(2));
+    let shop = name("shop");
+    inputs.apps[0].revisions = BTreeMap::from([(RevisionNumber(2), revision(&shop, 2, RevisionPhase::Rolling))]);
+    for _ in 0..4 {
+        step(&mut inputs, &half);
+    }
+    inputs.now_ms += 120_000;
+    let made = step(&mut inputs, &half);
+    assert_eq!(made.endpoints[&shop].len(), 1);
+    assert_eq!((made.unsettled, made.phases.len()), (false, 0));
+    settle(&mut inputs);
+    assert_eq!(inputs.apps[0].revisions[&RevisionNumber(2)].phase, RevisionPhase::Serving, "the host got well");
+}
+
+#[test]
+fn a_host_that_is_silent_for_a_moment_does_not_cost_the_only_revision_that_ran() {
+    let mut inputs = cloud(vec![app("shop", 2)], 2);
+    inputs.apps[0].app.current = Some(RevisionNumber(1));
+    inputs.apps[0].revisions =
+        BTreeMap::from([(RevisionNumber(1), revision(&name("shop"), 1, RevisionPhase::Rolling))]);
+    let sick = |p: &Placed| {
+        let fails = p.revision.0 == 2 || p.host == host(1);
+        if fails { InstancePhase::Failed } else { InstancePhase::Ready }
+    };
+    step(&mut inputs, &sick);
+    step(&mut inputs, &sick);
+    let ready: Vec<_> = inputs.placement.instances.iter().filter(|p| p.host == host(0)).map(|p| p.id.clone()).collect();
+    assert_eq!(ready.len(), 1);
+    push(&mut inputs, 2);
+    inputs.hosts[0].state = HostState::Suspected;
+    for _ in 0..4 {
+        step(&mut inputs, &sick);
+    }
+    assert_eq!(inputs.apps[0].revisions[&RevisionNumber(2)].phase, RevisionPhase::Failed);
+    let kept = inputs.placement.instances.iter().find(|p| p.id == ready[0]);
+    assert_eq!(kept.map(|p| p.state), Some(InstanceState::Running));
+}
+
+#[test]
+fn a_rollback_that_cannot_start_goes_back_to_what_serves() {
+    let mut inputs = cloud(vec![app("shop", 2)], 2);
+    settle(&mut inputs);
+    push(&mut inputs, 2);
+    settle(&mut inputs);
+    inputs.apps[0].app.current = Some(RevisionNumber(1));
+    for _ in 0..4 {
+        let made = step(&mut inputs, &|p| if p.revision.0 == 1 { InstancePhase::Failed } else { InstancePhase::Ready });
+        assert_eq!(made.endpoints[&name("shop")].len(), 2);
+    }
+    assert_eq!(inputs.apps[0].revisions[&RevisionNumber(1)].phase, RevisionPhase::Failed);
+    assert_eq!((running(&inputs, 1).len(), running(&inputs, 2).len()), (0, 2));
+    assert_eq!(inputs.apps[0].revisions[&RevisionNumber(2)].phase, RevisionPhase::Serving);
+}
+
+#[test]
+fn a_roll_out_that_was_overtaken_is_over() {
+    let mut inputs = cloud(vec![app("shop", 2)], 2);
+    settle(&mut inputs);
+    for number in 2..4 {
+        push(&mut inputs, number);
+        step(&mut inputs, &|_| InstancePhase::Pending);
+    }
+    assert_eq!(inputs.apps[0].revisions[&RevisionNumber(2)].phase, RevisionPhase::Superseded);
+    assert_eq!((running(&inputs, 1).len(), running(&inputs, 2).len()), (2, 0), "those that answer stay");
+    let made = settle(&mut inputs);
+    assert_eq!((running(&inputs, 3).len(), inputs.placement.instances.len()), (2, 2));
+    assert_eq!((made.unsettled, made.phases.len()), (false, 0));
+}
+
+#[test]
+fn what_cannot_be_placed_now_keeps_nobody_busy() {
+    let mut full = cloud(vec![app("shop", 100)], 1);
+    assert!(!settle(&mut full).unsettled);
+    let mut silent = cloud(vec![app("shop", 2)], 2);
+    settle(&mut silent);
+    silent.hosts[1].state = HostState::Suspected;
+    let made = settle(&mut silent);
+    assert!(!made.unsettled);
+    assert_eq!((running(&silent, 1).len(), made.endpoints[&name("shop")].len()), (2, 1), "it may come back");
+}
+
+#[test]
+fn a_host_that_was_restarted_is_asked_often_until_it_is_ready() {
+    let mut inputs = cloud(vec![app("shop", 1)], 1);
+    settle(&mut inputs);
+    inputs.now_ms += 86_400_000;
+    let mut inventory = Inventory::clone(inputs.hosts[0].inventory.as_ref().unwrap());
+    inventory.started_at = Timestamp::from_millisecond(i64::try_from(inputs.now_ms).unwrap()).unwrap();
+    inventory.instances[0].phase = InstancePhase::Pending;
+    inputs.hosts[0].inventory = Some(Arc::new(inventory));
+    assert!(plan(&inputs).unsettled);
+    inputs.now_ms += 121_000;
+    assert!(!plan(&inputs).unsettled, "within reason");
+}
+
+#[test]
+fn instances_of_a_dead_host_are_placed_elsewhere_when_that_is_wished() {
+    for (dead_after_ms, moved) in [(None, false), (Some(30_000), true)] {
+        let mut inputs = cloud(vec![app("shop", 2)], 3);
+        inputs.settings.dead_after_ms = dead_after_ms;
+        settle(&mut inputs);
+        let lost = inputs.placement.instances[0].host.clone();
+        let at = inputs.hosts.iter().position(|h| h.id == lost).unwrap();
+        inputs.hosts[at].state = HostState::Suspected;
+        settle(&mut inputs);
+        assert!(inputs.placement.instances.iter().any(|p| p.host == lost), "not at once");
+        inputs.now_ms += 30_000;
+        let made = settle(&mut inputs);
+        assert_eq!(inputs.placement.instances.iter().all(|p| p.host != lost), moved);
+        assert_eq!(made.endpoints[&name("shop")].len(), if moved { 2 } else { 1 });
+        inputs.hosts[at].last_seen_ms = None;
+        inputs.hosts[at].state = HostState::Unknown;
+        assert!(!inputs.is_dead(&inputs.hosts[at]), "a router that was just started gives no host up");
+    }
 }
 
 /// What a random operator does between two plans.
@@ -269,29 +436,66 @@ fn a_service_elsewhere_comes_with_its_owner() {
 enum Deed {
     Scale(usize, u32),
     Push(usize, bool),
-    Rollback(usize),
+    /// To the revision that is so many before the newest.
+    Rollback(usize, usize),
     Restart(usize),
     StartStop(usize),
     Delete(usize),
     Host(usize, bool),
-    Wait,
+    /// A host can or cannot start instances.
+    Health(usize, bool),
+    /// Starts and drains take their time from now on, or not.
+    Slow(bool),
+    Wait(u64),
+}
+
+/// What goes wrong in a random cloud.
+#[derive(Debug, Clone, Default)]
+struct Trouble {
+    bad: Vec<(AppName, u64)>,
+    sick: Vec<HostId>,
+    slow: bool,
+}
+
+impl Trouble {
+    fn phase(&self, placed: &Placed) -> InstancePhase {
+        if self.bad.contains(&(placed.app.clone(), placed.revision.0)) || self.sick.contains(&placed.host) {
+            InstancePhase::Failed
+        } else if self.slow {
+            InstancePhase::Pending
+        } else {
+            InstancePhase::Ready
+        }
+    }
+
+    /// What drains has something to finish.
+    fn keep_busy(&self, inputs: &mut Inputs) {
+        for host in inputs.hosts.iter_mut().filter(|_| self.slow) {
+            let mut inventory = Inventory::clone(host.inventory.as_ref().unwrap());
+            let draining = inventory.instances.iter_mut().filter(|i| i.phase == InstancePhase::Draining);
+            draining.for_each(|i| i.in_flight = 1);
+            host.inventory = Some(Arc::new(inventory));
+        }
+    }
 }
 
 fn deeds() -> impl Strategy<Value = Vec<Deed>> {
     let deed = prop_oneof![
         (0..3usize, 0..6u32).prop_map(|(a, n)| Deed::Scale(a, n)),
         (0..3usize, any::<bool>()).prop_map(|(a, ok)| Deed::Push(a, ok)),
-        (0..3usize).prop_map(Deed::Rollback),
+        (0..3usize, 0..4usize).prop_map(|(a, back)| Deed::Rollback(a, back)),
         (0..3usize).prop_map(Deed::Restart),
         (0..3usize).prop_map(Deed::StartStop),
         (0..3usize).prop_map(Deed::Delete),
         (0..4usize, any::<bool>()).prop_map(|(h, up)| Deed::Host(h, up)),
-        Just(Deed::Wait),
+        (0..4usize, any::<bool>()).prop_map(|(h, well)| Deed::Health(h, well)),
+        any::<bool>().prop_map(Deed::Slow),
+        (0..150_000u64).prop_map(Deed::Wait),
     ];
     proptest::collection::vec(deed, 1..40)
 }
 
-fn act(inputs: &mut Inputs, deed: &Deed, bad: &mut Vec<(AppName, u64)>) {
+fn act(inputs: &mut Inputs, deed: &Deed, trouble: &mut Trouble) {
     let count = inputs.apps.len();
     let mut with = |index: usize, change: &mut dyn FnMut(&mut AppInput)| {
         if count > 0 {
@@ -301,12 +505,8 @@ fn act(inputs: &mut Inputs, deed: &Deed, bad: &mut Vec<(AppName, u64)>) {
     match *deed {
         Deed::Scale(a, n) => with(a, &mut |i| i.app.instances = n),
         Deed::Restart(a) => with(a, &mut |i| i.app.restarts += 1),
-        Deed::Rollback(a) => with(a, &mut |i| {
-            let stable = i.app.stable;
-            if let Some(revision) = stable.and_then(|s| i.revisions.get_mut(&s)) {
-                revision.phase = RevisionPhase::Rolling;
-                i.app.current = stable;
-            }
+        Deed::Rollback(a, back) => with(a, &mut |i| {
+            i.app.current = i.revisions.keys().rev().nth(back % i.revisions.len()).copied();
         }),
         Deed::StartStop(a) => with(a, &mut |i| {
             i.app.state = match i.app.state {
@@ -320,7 +520,7 @@ fn act(inputs: &mut Inputs, deed: &Deed, bad: &mut Vec<(AppName, u64)>) {
             i.revisions.insert(RevisionNumber(number), made);
             i.app.current = Some(RevisionNumber(number));
             if !ok {
-                bad.push((i.app.name.clone(), number));
+                trouble.bad.push((i.app.name.clone(), number));
             }
         }),
         Deed::Delete(a) if count > 1 => drop(inputs.apps.remove(a % count)),
@@ -328,7 +528,16 @@ fn act(inputs: &mut Inputs, deed: &Deed, bad: &mut Vec<(AppName, u64)>) {
             let hosts = inputs.hosts.len();
             inputs.hosts[h % hosts].state = if up { HostState::Up } else { HostState::Suspected };
         }
-        Deed::Delete(_) | Deed::Wait => {}
+        Deed::Health(h, well) => {
+            let id = inputs.hosts[h % inputs.hosts.len()].id.clone();
+            trouble.sick.retain(|s| *s != id);
+            if !well {
+                trouble.sick.push(id);
+            }
+        }
+        Deed::Slow(slow) => trouble.slow = slow,
+        Deed::Wait(ms) => inputs.now_ms += ms,
+        Deed::Delete(_) => {}
     }
 }
 
@@ -338,24 +547,24 @@ proptest! {
     /// Whatever operators and hosts do, every plan passes the checker, and once they leave it alone the
     /// cloud becomes what is wanted.
     #[test]
-    fn every_history_converges(deeds in deeds()) {
-        let mut inputs = cloud(vec![app("a", 2), app("b", 1), app("c", 3)], 4);
-        let mut bad = Vec::new();
+    fn every_history_converges(deeds in deeds(), dead_after_ms in proptest::option::of(1_000..60_000u64)) {
+        let mut inputs = cloud(vec![app("a", 2), app(BINDER, 1), app("c", 3)], 4);
+        inputs.services.push(register(host(1)));
+        inputs.settings.dead_after_ms = dead_after_ms;
+        let mut trouble = Trouble::default();
         for deed in &deeds {
-            act(&mut inputs, deed, &mut bad);
-            let outcome = bad.clone();
-            step(&mut inputs, &move |p| {
-                if outcome.contains(&(p.app.clone(), p.revision.0)) { InstancePhase::Failed } else { InstancePhase::Ready }
-            });
+            act(&mut inputs, deed, &mut trouble);
+            step(&mut inputs, &|p| trouble.phase(p));
+            trouble.keep_busy(&mut inputs);
         }
         inputs.hosts.iter_mut().for_each(|h| h.state = HostState::Up);
-        let outcome = bad.clone();
+        let calm = Trouble { bad: trouble.bad, ..Trouble::default() };
+        let mut last = None;
         for _ in 0..12 {
-            let outcome = outcome.clone();
-            step(&mut inputs, &move |p| {
-                if outcome.contains(&(p.app.clone(), p.revision.0)) { InstancePhase::Failed } else { InstancePhase::Ready }
-            });
+            last = Some(step(&mut inputs, &|p| calm.phase(p)));
         }
+        let last = last.unwrap();
+        prop_assert!(!last.unsettled && last.phases.is_empty(), "it comes to rest: {:?}", last.phases);
         for input in &inputs.apps {
             let current = &input.revisions[&input.app.current.unwrap()];
             let serving = if current.phase == RevisionPhase::Failed { input.app.stable } else { input.app.current };
@@ -364,9 +573,11 @@ proptest! {
                 _ => 0,
             };
             let placed: Vec<_> = inputs.placement.instances.iter().filter(|p| p.app == input.app.name).collect();
-            if !bad.contains(&(input.app.name.clone(), current.number.0)) || current.phase == RevisionPhase::Failed {
+            let bad = calm.bad.contains(&(input.app.name.clone(), current.number.0));
+            if !bad || current.phase == RevisionPhase::Failed {
                 prop_assert_eq!(placed.len(), wanted, "{:?}", input);
                 prop_assert!(placed.iter().all(|p| Some(p.revision) == serving && p.restarts == input.app.restarts));
+                prop_assert_eq!(last.endpoints[&input.app.name].len(), wanted);
             }
         }
     }

@@ -182,12 +182,17 @@ fn inputs(desired: &Desired, observed: &Observed, placement: Placement) -> Input
                     state: seen.map_or(HostState::Unknown, |o| o.state),
                     control: h.control.clone(),
                     inventory: seen.and_then(|o| o.inventory.clone()),
+                    last_seen_ms: seen.and_then(|o| o.last_seen).map(millis),
                 }
             })
             .collect(),
         services: live.chain(desired.deleted_services.iter().map(service(true))).collect(),
         placement,
-        now_ms: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0),
+        now_ms: millis(Timestamp::now()),
         settings: Settings::standard(),
     }
+}
+
+fn millis(at: Timestamp) -> u64 {
+    u64::try_from(at.as_millisecond()).unwrap_or(0)
 }
