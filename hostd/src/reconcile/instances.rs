@@ -78,15 +78,7 @@ struct Placed {
 
 /// See the module.
 pub(crate) struct Instances {
-    pub(crate) own: HostId,
-    pub(crate) runtime: Runtime,
-    pub(crate) map: Arc<InstanceMap>,
-    pub(crate) calls: Arc<ServiceCalls>,
-    pub(crate) logs: Logs,
-    pub(crate) components: watch::Receiver<Vec<ComponentStatus>>,
-    pub(crate) services: watch::Receiver<ServicesStatus>,
-    /// Asks for a compilation when cached code turns out unusable.
-    pub(crate) wake_components: Arc<Notify>,
+    with: InstancesSetup,
     placed: HashMap<InstanceId, Placed>,
     codes: HashMap<Digest, Code>,
 }
@@ -100,6 +92,7 @@ pub(crate) struct InstancesSetup {
     pub(crate) logs: Logs,
     pub(crate) components: watch::Receiver<Vec<ComponentStatus>>,
     pub(crate) services: watch::Receiver<ServicesStatus>,
+    /// Asks for a compilation when cached code turns out unusable.
     pub(crate) wake_components: Arc<Notify>,
 }
 
@@ -116,20 +109,8 @@ fn bound_services(config: &HostConfig, spec: &InstanceSpec) -> Vec<ServiceSpec> 
 
 impl Instances {
     /// A reconciler that has placed nothing yet.
-    pub(crate) fn new(setup: InstancesSetup) -> Self {
-        let InstancesSetup { own, runtime, map, calls, logs, components, services, wake_components } = setup;
-        Self {
-            own,
-            runtime,
-            map,
-            calls,
-            logs,
-            components,
-            services,
-            wake_components,
-            placed: HashMap::new(),
-            codes: HashMap::new(),
-        }
+    pub(crate) fn new(with: InstancesSetup) -> Self {
+        Self { with, placed: HashMap::new(), codes: HashMap::new() }
     }
 
     /// Makes the swap cell hold exactly the running instances.
@@ -142,7 +123,7 @@ impl Instances {
                 _ => None,
             })
             .collect();
-        self.map.store(Arc::new(map));
+        self.with.map.store(Arc::new(map));
     }
 
     /// Removals and drains.
@@ -185,15 +166,15 @@ impl Instances {
                 .iter()
                 .find(|s| s.id == *id && !s.deleted)
                 .ok_or_else(|| format!("binding {name:?}: its service {id} does not exist"))?;
-            if service.owner == self.own && !self.services.borrow().attempted.contains(id) {
+            if service.owner == self.with.own && !self.with.services.borrow().attempted.contains(id) {
                 return Ok(None);
             }
             match service.kind {
                 ServiceKind::Access => {
-                    services.access.insert(name.clone(), self.calls.access(service));
+                    services.access.insert(name.clone(), self.with.calls.access(service));
                 }
                 ServiceKind::Keyvalue => {
-                    services.keyvalue.insert(name.clone(), self.calls.keyvalue(service));
+                    services.keyvalue.insert(name.clone(), self.with.calls.keyvalue(service));
                 }
             }
         }
@@ -204,7 +185,7 @@ impl Instances {
         if let Some(code) = self.codes.get(digest) {
             return Ok(Some(code.clone()));
         }
-        match self.runtime.load(digest).await {
+        match self.with.runtime.load(digest).await {
             Ok(code) => {
                 self.codes.insert(digest.clone(), code.clone());
                 Ok(Some(code))
@@ -212,10 +193,10 @@ impl Instances {
             Err(LoadError::NotCompiled(_)) => Ok(None),
             Err(error @ (LoadError::Tampered { .. } | LoadError::Read(_))) => {
                 tracing::error!(%digest, error = %chain(&error), "cached code cannot be used; compiling again");
-                if let Err(error) = self.runtime.forget(digest) {
+                if let Err(error) = self.with.runtime.forget(digest) {
                     tracing::warn!(%digest, %error, "unusable code cannot be removed");
                 }
-                self.wake_components.notify_one();
+                self.with.wake_components.notify_one();
                 Ok(None)
             }
             Err(error) => Err(chain(&error)),
@@ -223,7 +204,7 @@ impl Instances {
     }
 
     fn compile_failure(&self, digest: &Digest) -> Option<String> {
-        let all = self.components.borrow();
+        let all = self.with.components.borrow();
         let status = all.iter().find(|c| c.digest == *digest && c.state == ComponentState::Failed)?;
         Some(status.reason.clone().unwrap_or_else(|| "the component does not compile".into()))
     }
@@ -239,9 +220,9 @@ impl Instances {
             revision: spec.revision,
             config: spec.config.clone(),
             services,
-            logs: self.logs.sink(&spec.app, spec.revision, &spec.id),
+            logs: self.with.logs.sink(&spec.app, spec.revision, &spec.id),
         };
-        let instance = self.runtime.start(setup, &code).map_err(|e| chain(&e))?;
+        let instance = self.with.runtime.start(setup, &code).map_err(|e| chain(&e))?;
         tracing::info!(instance = %spec.id, "instance ready");
         Ok(Standing::Running(instance))
     }
@@ -291,7 +272,7 @@ impl Instances {
                 Standing::Waiting if draining => (InstancePhase::Draining, None, None),
                 Standing::Waiting => (InstancePhase::Pending, None, None),
             };
-            settled &= phase != InstancePhase::Pending || !self.runtime.is_compiled(&placed.spec.digest);
+            settled &= phase != InstancePhase::Pending || !self.with.runtime.is_compiled(&placed.spec.digest);
             entries.push(InstanceEntry { spec: placed.spec.clone(), phase, reason, instance });
         }
         InstancesStatus { settled, entries }
@@ -309,7 +290,7 @@ impl Reconciler for Instances {
         let used: HashSet<&Digest> = config.instances.iter().map(|i| &i.digest).collect();
         self.codes.retain(|digest, _| used.contains(digest));
         let apps: BTreeSet<_> = config.instances.iter().map(|i| i.app.clone()).collect();
-        self.logs.retain(&apps);
+        self.with.logs.retain(&apps);
         self.status(config)
     }
 }
