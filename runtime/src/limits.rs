@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use nix::time::{ClockId, clock_gettime};
 use wasmtime::ResourceLimiter;
 
-use crate::engine::{CORE_INSTANCES, HostTotals, MEMORIES, TABLES};
+use crate::engine::{CORE_INSTANCES, HostTotals, MEMORIES, TABLES, TICK};
 
 /// Elements that all tables of a sandbox may have.
 const TABLE_ELEMENTS_TOTAL: usize = 1_000_000;
@@ -191,6 +191,17 @@ fn thread_cpu_ns() -> u64 {
     })
 }
 
+/// How a sandbox stands when it is interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// It just began to run: to let others run now would only cost both time.
+    Short,
+    /// Others may run now.
+    Long,
+    /// Its budget is used up.
+    Exhausted,
+}
+
 /// Measures the CPU time of one sandbox: the real time of the thread while the sandbox's future is
 /// polled, wherever it is polled. Read from within by the epoch callback.
 #[derive(Debug, Default)]
@@ -220,15 +231,18 @@ impl CpuMeter {
         result
     }
 
-    /// Whether the budget is used up; call it within a poll.
-    pub(crate) fn check(&self) -> bool {
+    /// How far the present turn has come; call it within a poll.
+    pub(crate) fn turn(&self) -> Turn {
         let poll = thread_cpu_ns().saturating_sub(self.poll_began_ns.load(Ordering::Relaxed));
         let used = self.used_ns.load(Ordering::Relaxed).saturating_add(poll);
-        let exhausted = used >= self.stop_at_ns.load(Ordering::Relaxed);
-        if exhausted {
+        if used >= self.stop_at_ns.load(Ordering::Relaxed) {
             self.exhausted.store(true, Ordering::Relaxed);
+            Turn::Exhausted
+        } else if u128::from(poll) < TICK.as_nanos() {
+            Turn::Short
+        } else {
+            Turn::Long
         }
-        exhausted
     }
 
     pub(crate) fn exhausted(&self) -> bool {

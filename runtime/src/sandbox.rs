@@ -13,7 +13,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView, p2, p3};
 use crate::egress::Hooks;
 use crate::engine::Machine;
 use crate::instance::Inner;
-use crate::limits::{CpuMeter, Limit, SandboxLimiter};
+use crate::limits::{CpuMeter, Limit, SandboxLimiter, Turn};
 use crate::logs::{GuestStream, SandboxLog};
 use crate::services::Services;
 
@@ -106,12 +106,11 @@ impl Sandbox {
         store.set_hostcall_fuel(HOSTCALL_BYTES);
         store.set_max_component_handles(HANDLES);
         store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(|store| {
-            if store.data().meter.check() {
-                return Err(wasmtime::Error::new(CpuExhausted));
-            }
+        store.epoch_deadline_callback(|store| match store.data().meter.turn() {
+            Turn::Short => Ok(UpdateDeadline::Continue(1)),
             // tokio's own way to yield looks at sockets before the guest goes on; a mere wake-up would not.
-            Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+            Turn::Long => Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))),
+            Turn::Exhausted => Err(wasmtime::Error::new(CpuExhausted)),
         });
         inner.counters.sandboxes.fetch_add(1, Ordering::Relaxed);
         match inner.pre.instantiate(&mut store).await {
