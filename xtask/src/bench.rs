@@ -19,7 +19,7 @@ pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     if let Err(error) = debian::ensure_program("nginx", &["nginx-light"]) {
         println!("xtask: without nginx: {error:#}");
     }
-    guests::print(&guests::build()?);
+    guests::print(&guests::rust()?);
     let wasmtime = peer()?;
     run(cargo().args(["build", "--release", "--locked", "-p", "marcato-cli", "-p", "marcato-benches"]))?;
     run(std::process::Command::new(target_dir().join("release/marcato-bench"))

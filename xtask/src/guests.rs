@@ -86,11 +86,15 @@ pub(crate) fn guest_cargo(toolchain: &Toolchain) -> Command {
     command
 }
 
+/// Builds the guests in Rust, which is all that a running cluster and the benchmarks push.
+pub(crate) fn rust() -> Result<Built> {
+    let toolchain = wasm_target::ensure()?;
+    Ok(Built { way: toolchain.way, components: rust_components(&toolchain)?, skipped: Vec::new() })
+}
+
 /// Builds every guest.
 pub(crate) fn build() -> Result<Built> {
-    let toolchain = wasm_target::ensure()?;
-    let mut components = rust_components(&toolchain)?;
-    let mut skipped = Vec::new();
+    let Built { way, mut components, mut skipped } = rust()?;
     for (name, result) in
         [("guest-javascript", javascript::build(&folder())), ("guest-python", python::build(&folder()))]
     {
@@ -107,11 +111,10 @@ pub(crate) fn build() -> Result<Built> {
             }
         }
     }
-    Ok(Built { way: toolchain.way, components, skipped })
+    Ok(Built { way, components, skipped })
 }
 
-/// Builds the Rust guests only.
-pub(crate) fn rust_components(toolchain: &Toolchain) -> Result<Vec<PathBuf>> {
+fn rust_components(toolchain: &Toolchain) -> Result<Vec<PathBuf>> {
     let metadata = metadata()?;
     let packages: Vec<&Package> = metadata.packages.iter().filter(|p| is_component(p)).collect();
     let mut command = guest_cargo(toolchain);

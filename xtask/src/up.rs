@@ -45,7 +45,7 @@ enum Event {
 pub(crate) fn up(arguments: &[String]) -> Result<()> {
     debian::ensure_program("cc", &["gcc", "libc6-dev"])?;
     say("guests");
-    guests::print(&guests::build()?);
+    guests::print(&guests::rust()?);
     say("the release binary (5 to 15 minutes the first time, a second after that)");
     run(cargo().args(["build", "--release", "--locked", "-p", "marcato-cli"]))?;
     let binary = target_dir().join("release/marcato");
