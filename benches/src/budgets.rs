@@ -39,6 +39,14 @@ impl Budget {
             None => Self { promise, last: "-".into(), verdict: Verdict::Unmeasured(missing.into()) },
         }
     }
+
+    /// Gives the reason, should it be missed.
+    fn because(mut self, reason: Option<String>) -> Self {
+        if let (Verdict::Missed(why), Some(reason)) = (&mut self.verdict, reason) {
+            *why = reason;
+        }
+        self
+    }
 }
 
 fn find<'a>(measured: &'a [Measured], name: &str, connections: usize) -> Option<&'a Measured> {
@@ -46,9 +54,16 @@ fn find<'a>(measured: &'a [Measured], name: &str, connections: usize) -> Option<
 }
 
 /// Requests per CPU second of ours over the peer's, with the better of two peers.
-fn cpu_ratio(measured: &[Measured], ours: &str, peers: &[&str], least: f64) -> Option<(String, bool)> {
-    let own = find(measured, ours, 32)?.cpu_us().0;
-    let best = peers.iter().filter_map(|p| find(measured, p, 32)).map(|m| m.cpu_us().0).fold(f64::INFINITY, f64::min);
+fn cpu_ratio(
+    measured: &[Measured],
+    ours: &str,
+    peers: &[&str],
+    connections: usize,
+    least: f64,
+) -> Option<(String, bool)> {
+    let own = find(measured, ours, connections)?.cpu_us().0;
+    let of_peers = peers.iter().filter_map(|p| find(measured, p, connections)).map(|m| m.cpu_us().0);
+    let best = of_peers.fold(f64::INFINITY, f64::min);
     let ratio = best / own;
     best.is_finite().then(|| (format!("{ratio:.2} ({own:.0} us against {best:.0} us)"), ratio >= least))
 }
@@ -56,18 +71,15 @@ fn cpu_ratio(measured: &[Measured], ours: &str, peers: &[&str], least: f64) -> O
 /// All budgets of this run.
 pub fn judge(measured: &[Measured], moments: Option<&Moments>) -> Vec<Budget> {
     let no_peer = "the peer was not there";
-    let fresh = cpu_ratio(
-        measured,
-        "marcato, fresh, through the router",
-        &["wasmtime serve, fresh, pooling", "wasmtime serve, fresh"],
-        1.0,
-    );
-    let reuse = cpu_ratio(
-        measured,
-        "marcato, reuse, through the router",
-        &["wasmtime serve, reuse, pooling", "wasmtime serve, reuse"],
-        0.8,
-    );
+    let fresh = |connections| {
+        let peers = ["wasmtime serve, fresh, pooling", "wasmtime serve, fresh"];
+        cpu_ratio(measured, "marcato, fresh, through the router", &peers, connections, 1.0)
+    };
+    let reuse = |connections| {
+        let peers = ["wasmtime serve, reuse, pooling"];
+        cpu_ratio(measured, "marcato, reuse, through the router", &peers, connections, 0.8)
+    };
+    let nginx = cpu_ratio(measured, "nginx before wasmtime serve", &["wasmtime serve, reuse, pooling"], 32, 0.8);
     let added = (|| {
         let p50 = |name: &str| Some(find(measured, name, 1)?.p50_us());
         let ours = p50("marcato, reuse, through the router")? - p50("marcato, reuse, direct")?;
@@ -83,15 +95,18 @@ pub fn judge(measured: &[Measured], moments: Option<&Moments>) -> Vec<Budget> {
     });
     vec![
         Budget::of(
-            "fresh sandboxes, through the router: at least `wasmtime serve`'s requests per CPU second",
-            fresh,
+            "fresh sandboxes, through the router, 32 connections: at least `wasmtime serve`'s requests per CPU second",
+            fresh(32),
             no_peer,
         ),
+        Budget::of("the same with one connection", fresh(1), no_peer),
         Budget::of(
-            "with reuse, through the router: at least 0.8 of `wasmtime serve`'s with the same reuse",
-            reuse,
+            "with reuse, through the router, 32 connections: at least 0.8 of `wasmtime serve`'s with the same reuse",
+            reuse(32),
             no_peer,
-        ),
+        )
+        .because(nginx.map(|(last, _)| format!("nginx in front of `wasmtime serve` gives {last}; see above"))),
+        Budget::of("the same with one connection", reuse(1), no_peer),
         Budget::of("p50 that the router adds at one connection: at most nginx's as a proxy", added, no_peer),
         Budget::of("push of a 250 KB component to the first 200: under 1 s", push, "left out"),
         Budget::of("first request on a host with the code on disk: under 5 ms", first, "left out"),
@@ -138,6 +153,13 @@ mod tests {
         assert!(matches!(budgets[0].verdict, Verdict::Missed(_)), "{budgets:?}");
         assert!(budgets[0].last.starts_with("0.94"), "{}", budgets[0].last);
         assert!(matches!(budgets[1].verdict, Verdict::Unmeasured(_)));
+        let reuse = [
+            measured("wasmtime serve, reuse, pooling", 32, 24.0, 0),
+            measured("marcato, reuse, through the router", 32, 40.0, 0),
+            measured("nginx before wasmtime serve, reuse", 32, 32.0, 0),
+        ];
+        let missed = &judge(&reuse, None)[2];
+        assert!(matches!(&missed.verdict, Verdict::Missed(why) if why.contains("0.75")), "{missed:?}");
     }
 
     #[test]
