@@ -29,7 +29,7 @@ pub(crate) struct RouterArgs {
     #[arg(long, default_value = "localhost")]
     domain: String,
     /// A name or address under which clients reach the listeners, for our certificate; may be given again. The address
-    /// that a listener is bound to is in it anyway, but 0.0.0.0 and [::] say nothing
+    /// that a listener is bound to is in it anyway, but 0.0.0.0 and :: say nothing
     #[arg(long = "name", value_name = "NAME|IP", value_parser = public_name)]
     names: Vec<String>,
     /// Threads that carry requests; absent: one per core

@@ -53,7 +53,7 @@ pub(crate) struct UpArgs {
     #[arg(long, default_value = "localhost")]
     domain: String,
     /// A name or address under which clients reach the listeners, for our certificate; may be given again. The address
-    /// that a listener is bound to is in it anyway, but 0.0.0.0 and [::] say nothing
+    /// that a listener is bound to is in it anyway, but 0.0.0.0 and :: say nothing
     #[arg(long = "name", value_name = "NAME|IP", value_parser = crate::server::router::public_name)]
     names: Vec<String>,
     /// Let guests reach private and loopback addresses that their manifest allows
