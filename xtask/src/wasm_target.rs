@@ -92,6 +92,8 @@ fn debian_sysroot() -> Result<PathBuf> {
         .current_dir(&scratch)
         .env("RUSTC", DEBIAN_RUSTC)
         .env("RUSTC_BOOTSTRAP", "1")
+        // Guests link with LTO, which needs the bitcode that cargo would leave out.
+        .env("RUSTFLAGS", "-Cembed-bitcode=yes")
         .args(["build", "--release", "-Zbuild-std=std,panic_abort", "--target", TARGET])
         .arg("--target-dir")
         .arg(scratch.join("target"))
