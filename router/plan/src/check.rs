@@ -111,7 +111,7 @@ fn capacity(inputs: &Inputs, plan: &Plan, found: &mut Vec<Violation>) {
             of_app.filter(|p| answers(inputs, placement, &p.id)).count()
         };
         let (before, after) = (ready(&inputs.placement), ready(&plan.placement));
-        if after < before.min(wanted) && may_serve(input, plan) {
+        if after < before.min(wanted) && may_serve(input, inputs, plan) {
             found.push(Violation::LostCapacity { app: app.name.clone(), before, after });
         }
         let running = |placement: &Placement| {
@@ -124,15 +124,16 @@ fn capacity(inputs: &Inputs, plan: &Plan, found: &mut Vec<Violation>) {
     }
 }
 
-/// Whether any revision of an app may serve: where all have failed, nothing is kept.
-fn may_serve(input: &AppInput, plan: &Plan) -> bool {
+/// Whether any revision of an app may serve: where all have failed, nothing is kept. What answered before the plan
+/// counts, whatever the plan did to it: a plan that drains the last sound instance is not excused by having done so.
+fn may_serve(input: &AppInput, inputs: &Inputs, plan: &Plan) -> bool {
     let failed = |revision: &Revision| {
         let now = plan.phases.iter().find(|c| c.app == revision.app && c.revision == revision.number);
         now.map_or(revision.phase, |c| c.phase) == RevisionPhase::Failed
     };
-    let placed = plan.placement.instances.iter().filter(|p| p.app == input.app.name);
-    let running = placed.filter(|p| p.state == InstanceState::Running).map(|p| p.revision);
-    let candidates = running.chain(input.app.current).chain(input.app.stable);
+    let placed = inputs.placement.instances.iter().filter(|p| p.app == input.app.name);
+    let answered = placed.filter(|p| answers(inputs, &inputs.placement, &p.id)).map(|p| p.revision);
+    let candidates = answered.chain(input.app.current).chain(input.app.stable);
     candidates.filter_map(|number| input.revisions.get(&number)).any(|r| !failed(r))
 }
 

@@ -354,6 +354,46 @@ fn a_host_that_is_silent_for_a_moment_does_not_cost_the_only_revision_that_ran()
 }
 
 #[test]
+fn an_instance_that_came_later_does_not_keep_a_roll_out_alive_that_starts_nowhere() {
+    let mut inputs = cloud(vec![app("shop", 2)], 3);
+    settle(&mut inputs);
+    push(&mut inputs, 2);
+    step(&mut inputs, &|_| InstancePhase::Pending);
+    inputs.now_ms += 100_000;
+    inputs.apps[0].app.instances = 3;
+    step(&mut inputs, &|_| InstancePhase::Pending);
+    assert_eq!(running(&inputs, 2).len(), 3);
+    inputs.now_ms += 30_000;
+    step(&mut inputs, &|_| InstancePhase::Pending);
+    let failed = &inputs.apps[0].revisions[&RevisionNumber(2)];
+    assert_eq!(failed.phase, RevisionPhase::Failed, "{failed:?}");
+    assert!(failed.failure.as_deref().unwrap().contains("within 120 s"), "{failed:?}");
+}
+
+#[test]
+fn what_failed_drains_before_what_is_only_silent() {
+    for failing in 0..2 {
+        let mut inputs = cloud(vec![app("shop", 2)], 2);
+        settle(&mut inputs);
+        let (sick, silent) =
+            (inputs.placement.instances[failing].clone(), inputs.placement.instances[1 - failing].clone());
+        for host in &mut inputs.hosts {
+            if host.id == silent.host {
+                host.state = HostState::Suspected;
+            } else {
+                let mut inventory = Inventory::clone(host.inventory.as_ref().unwrap());
+                inventory.instances.iter_mut().for_each(|i| i.phase = InstancePhase::Failed);
+                host.inventory = Some(Arc::new(inventory));
+            }
+        }
+        inputs.apps[0].app.instances = 1;
+        let made = plan(&inputs);
+        let state = |id: &InstanceId| made.placement.instances.iter().find(|p| p.id == *id).map(|p| p.state);
+        assert_eq!((state(&sick.id), state(&silent.id)), (Some(InstanceState::Draining), Some(InstanceState::Running)));
+    }
+}
+
+#[test]
 fn a_rollback_that_cannot_start_goes_back_to_what_serves() {
     let mut inputs = cloud(vec![app("shop", 2)], 2);
     settle(&mut inputs);
