@@ -179,7 +179,10 @@ fn greet(binary: &Path, ready: &Ready, hello: &Value, health: &Value) {
     println!("  health     {health_url}");
     match health["generated"]["SETUP_TOKEN"].as_str() {
         Some(token) => println!("             first account, once: {health_url}/setup?token={token}"),
-        None => println!("             log in with the account made on the first run: {health_url}/login"),
+        None => {
+            println!("             log in with the account made by the first run's link: {health_url}/login");
+            println!("             without one, give it a new link: {marcato} env set health SETUP_TOKEN");
+        }
     }
     println!("  plain      {}", ready.http);
     println!("  admin API  {}", ready.admin);
