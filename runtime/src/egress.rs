@@ -10,9 +10,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::uri::{Authority, Scheme};
+use http::uri::Scheme;
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
+use marcato_api::OutboundHost;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -35,49 +36,19 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the body of a refused request is still read.
 const REFUSED_BODY: Duration = Duration::from_secs(1);
 
-/// A host that is allowed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Pattern {
-    host: String,
-    /// Any subdomain of `host`, but not `host` itself.
-    subdomains: bool,
-    /// `None`: the scheme's own port.
-    port: Option<u16>,
-}
-
-impl Pattern {
-    fn parse(text: &str) -> Option<Self> {
-        let (subdomains, rest) = match text.strip_prefix("*.") {
-            Some(rest) => (true, rest),
-            None => (false, text),
-        };
-        let authority: Authority = rest.parse().ok()?;
-        let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
-        let port = authority.port_u16();
-        // What follows the host and is no port number is nothing.
-        if rest.contains('@')
-            || host.is_empty()
-            || host.contains('*')
-            || (port.is_none() && rest.len() > authority.host().len())
-        {
-            return None;
-        }
-        Some(Self { host, subdomains, port })
-    }
-
-    fn matches(&self, host: &str, port: u16, default_port: u16) -> bool {
-        let host_ok = if self.subdomains {
-            host.strip_suffix(&self.host).is_some_and(|head| head.len() > 1 && head.ends_with('.'))
-        } else {
-            host == self.host
-        };
-        host_ok && self.port.unwrap_or(default_port) == port
-    }
+/// Whether this entry of the allow-list covers the host, which is in lower case.
+fn covers(entry: &OutboundHost, host: &str, port: u16, default_port: u16) -> bool {
+    let host_ok = if entry.subdomains {
+        host.strip_suffix(&entry.host).is_some_and(|head| head.len() > 1 && head.ends_with('.'))
+    } else {
+        host == entry.host
+    };
+    host_ok && entry.port.unwrap_or(default_port) == port
 }
 
 /// What the guests of one instance may reach.
 pub(crate) struct Egress {
-    patterns: Vec<Pattern>,
+    allowed: Vec<OutboundHost>,
     network: Network,
     connections: Arc<Semaphore>,
     counters: Arc<LimitCounters>,
@@ -86,14 +57,14 @@ pub(crate) struct Egress {
 impl Egress {
     /// Errors: the pattern that is not valid.
     pub(crate) fn new(hosts: &[String], network: &Network, counters: Arc<LimitCounters>) -> Result<Self, String> {
-        let patterns =
-            hosts.iter().map(|text| Pattern::parse(text).ok_or_else(|| text.clone())).collect::<Result<_, _>>()?;
-        Ok(Self { patterns, network: network.clone(), connections: Arc::new(Semaphore::new(CONNECTIONS)), counters })
+        let allowed =
+            hosts.iter().map(|text| OutboundHost::parse(text).map_err(|_| text.clone())).collect::<Result<_, _>>()?;
+        Ok(Self { allowed, network: network.clone(), connections: Arc::new(Semaphore::new(CONNECTIONS)), counters })
     }
 
     fn allows(&self, host: &str, port: u16, default_port: u16) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
-        self.patterns.iter().any(|p| p.matches(&host, port, default_port))
+        self.allowed.iter().any(|entry| covers(entry, &host, port, default_port))
     }
 }
 
