@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AppName, Bytes, Digest, Generation, HostId, InstanceId, OrgName, RevisionConfig, RevisionNumber, ServiceId,
-    ServiceKind, SpaceName,
+    AppBudget, AppName, Bytes, Digest, Generation, HostId, InstanceId, Isolation, OrgName, RevisionConfig,
+    RevisionNumber, ServiceId, ServiceKind, SpaceName,
 };
 
 /// Where a host listens: `tcp:127.0.0.1:7301` or `unix:/run/marcato/ingress.sock`.
@@ -110,6 +110,12 @@ pub struct InstanceSpec {
     pub bindings: BTreeMap<String, ServiceId>,
     /// Serve, or finish what is in flight and take no more.
     pub state: InstanceState,
+    /// Which worker process it runs in.
+    #[serde(default)]
+    pub isolation: Isolation,
+    /// What the operator gives its app on this host, beside the limits in `config`.
+    #[serde(default)]
+    pub budget: AppBudget,
 }
 
 /// What an instance should do.

@@ -16,9 +16,11 @@ mod ids;
 mod keyvalue;
 mod logs;
 mod outbound;
+mod policy;
 mod problem;
 mod service;
 mod units;
+mod usage;
 
 pub use access::{
     AccessError, AccessRequest, AccessResponse, AccessRight, Change, HistoryEntry, IssuedKey, Page, PageRequest,
@@ -45,9 +47,15 @@ pub use ids::{
 pub use keyvalue::{KeyValueError, KeyValueRequest, KeyValueResponse};
 pub use logs::{LogCursor, LogLine, LogPage, LogQuery, LogStream};
 pub use outbound::OutboundHost;
+pub use policy::{
+    AppBudget, Effective, Exceeded, Isolation, IsolationClass, Policy, PolicyError, PolicyScope, PolicyView,
+};
 pub use problem::{Problem, ProblemKind};
 pub use service::{Backup, NewService, Service, ServiceKind};
 pub use units::{Bytes, Millis};
+pub use usage::{
+    AppUsageHour, UsageCursor, UsageDelta, UsageGap, UsagePage, UsagePeriod, UsageQuery, UsageReport, UsageRow,
+};
 
 #[cfg(test)]
 mod tests;
