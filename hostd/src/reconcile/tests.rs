@@ -35,6 +35,7 @@ fn spec(id: &str, digest: &Digest) -> InstanceSpec {
         config: RevisionConfig { env: [("REVISION".into(), "one".into())].into(), ..RevisionConfig::default() },
         bindings: BTreeMap::new(),
         state: InstanceState::Running,
+        budget: marcato_api::AppBudget::default(),
     }
 }
 

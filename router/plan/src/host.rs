@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use marcato_api::{HostId, InstanceSpec, Peer, ServiceId, ServiceSpec};
+use marcato_api::{AppBudget, HostId, InstanceSpec, Peer, ServiceId, ServiceSpec};
 
 use crate::inputs::{AppInput, HostPlan, Inputs, Placed, Placement, ServiceInput};
 
@@ -41,6 +41,7 @@ fn instance_spec(inputs: &Inputs, input: &AppInput, placed: &Placed) -> Option<I
         config: revision.config.clone(),
         bindings,
         state: placed.state,
+        budget: AppBudget::default(),
     })
 }
 
