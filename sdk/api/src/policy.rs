@@ -78,12 +78,14 @@ impl Isolation {
 }
 
 /// What the operator gives an app on each host, beside the limits of its revision.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct AppBudget {
     /// Linear memory over all instances of the app on one host. `None`: what its instances may have.
     pub app_memory_bytes: Option<Bytes>,
+    /// Memory that a host holds for all sandboxes of the app: bodies in flight, header fields, handles, calls.
+    pub app_buffer_bytes: Bytes,
     /// The app's share of the CPU beside other apps (1 to 1,000).
     pub cpu_weight: u32,
     /// CPU of all the app's instances on one host, in thousandths of a core; slowed beyond. `None`: as its share allows.
@@ -107,6 +109,7 @@ impl Default for AppBudget {
     fn default() -> Self {
         Self {
             app_memory_bytes: None,
+            app_buffer_bytes: Bytes::mib(64),
             cpu_weight: Self::DEFAULT_WEIGHT,
             cpu_cap_millis: None,
             coarse_clocks: false,
@@ -471,6 +474,7 @@ impl Effective {
         let p = &self.policy;
         AppBudget {
             app_memory_bytes: p.app_memory_bytes,
+            app_buffer_bytes: AppBudget::default().app_buffer_bytes,
             cpu_weight: p.cpu_weight.unwrap_or(AppBudget::DEFAULT_WEIGHT),
             cpu_cap_millis: p.cpu_cap_millis,
             coarse_clocks: p.coarse_clocks.unwrap_or(false),
