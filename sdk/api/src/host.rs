@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AppName, Bytes, Digest, Generation, HostId, InstanceId, OrgName, RevisionConfig, RevisionNumber, ServiceId,
-    ServiceKind, SpaceName,
+    ServiceKind, SpaceName, WorkerStatus,
 };
 
 /// Where a host listens: `tcp:127.0.0.1:7301` or `unix:/run/marcato/ingress.sock`.
@@ -169,6 +169,9 @@ pub struct Inventory {
     /// From when to when the certificate that it shows is good; absent from hosts that do not renew it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateTerm>,
+    /// The processes that run its instances.
+    #[serde(default)]
+    pub workers: Vec<WorkerStatus>,
 }
 
 /// From when to when a certificate is good.

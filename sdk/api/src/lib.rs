@@ -8,6 +8,7 @@ mod access;
 mod admin_api;
 mod app;
 mod capability;
+mod confinement;
 mod event;
 mod fleet;
 mod host;
@@ -16,6 +17,7 @@ mod ids;
 mod keyvalue;
 mod logs;
 mod outbound;
+mod policy;
 mod problem;
 mod service;
 mod units;
@@ -30,6 +32,7 @@ pub use app::{
     Reuse, Revision, RevisionConfig, RevisionPhase, Route,
 };
 pub use capability::{Grant, grant_for, interface_of};
+pub use confinement::{ConfinementReport, Measure, MeasureStatus, WorkerStatus};
 pub use event::{Event, Outcome};
 pub use fleet::{HostState, HostView, JoinRequest, JoinResponse, JoinToken, NewToken, Role, Token, TokenSecret};
 pub use host::{
@@ -45,6 +48,7 @@ pub use ids::{
 pub use keyvalue::{KeyValueError, KeyValueRequest, KeyValueResponse};
 pub use logs::{LogCursor, LogLine, LogPage, LogQuery, LogStream};
 pub use outbound::OutboundHost;
+pub use policy::IsolationClass;
 pub use problem::{Problem, ProblemKind};
 pub use service::{Backup, NewService, Service, ServiceKind};
 pub use units::{Bytes, Millis};
