@@ -35,6 +35,8 @@ fn spec(id: &str, digest: &Digest) -> InstanceSpec {
         config: RevisionConfig { env: [("REVISION".into(), "one".into())].into(), ..RevisionConfig::default() },
         bindings: BTreeMap::new(),
         state: InstanceState::Running,
+        isolation: marcato_api::Isolation::default(),
+        budget: marcato_api::AppBudget::default(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! One app's step: which instances stay, come, drain and go, and what that says of its revisions.
 //!
 //! The rule of a roll-out: new instances start beside the old ones; an old one drains only once a ready
-//! new one stands in for it; one that drains goes when it is empty, or after the bound.
+//! new one stands in for it; one that drains goes when it is empty, or after the bound. A restart and a changed policy
+//! (another process, another budget) go the same way.
 
 use marcato_api::{
     AppState, HostState, InstanceId, InstancePhase, InstanceState, InstanceStatus, Revision, RevisionNumber,
@@ -67,6 +68,7 @@ impl<'a> Step<'_, 'a> {
     fn is_fresh(&self, placed: &Placed, target: &Revision) -> bool {
         placed.revision == target.number
             && placed.restarts == self.input.app.restarts
+            && placed.provision == self.input.provision
             && placed.state == InstanceState::Running
     }
 
@@ -230,6 +232,7 @@ impl<'a> Step<'_, 'a> {
                 host,
                 state: InstanceState::Running,
                 since_ms: self.inputs.now_ms,
+                provision: self.input.provision.clone(),
             });
         }
     }

@@ -39,6 +39,9 @@ pub enum Violation {
     HostMismatch(HostId),
     /// A host uses a service whose owner it is not told.
     UnreachableService(HostId),
+    /// A new instance has not what the policies give its app, one that was there has something else than it was made
+    /// with, or its host is told something else.
+    WrongProvision(InstanceId),
     /// More memory is promised than the host has.
     OverCapacity(HostId),
 }
@@ -79,6 +82,13 @@ fn instances(inputs: &Inputs, plan: &Plan, found: &mut Vec<Violation>) {
         let app = inputs.apps.iter().find(|a| a.app.name == placed.app);
         if !app.is_some_and(|a| a.revisions.contains_key(&placed.revision)) {
             found.push(Violation::UnknownRevision(placed.id.clone()));
+        }
+        let given = before.get(&placed.id).map(|old| &old.provision).or(app.map(|a| &a.provision));
+        let told = plan.hosts.get(&placed.host).and_then(|h| h.instances.iter().find(|i| i.id == placed.id));
+        let as_told =
+            told.is_none_or(|t| t.isolation == placed.provision.isolation && t.budget == placed.provision.budget);
+        if given != Some(&placed.provision) || !as_told {
+            found.push(Violation::WrongProvision(placed.id.clone()));
         }
     }
 }

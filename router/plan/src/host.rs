@@ -41,6 +41,8 @@ fn instance_spec(inputs: &Inputs, input: &AppInput, placed: &Placed) -> Option<I
         config: revision.config.clone(),
         bindings,
         state: placed.state,
+        isolation: placed.provision.isolation.clone(),
+        budget: placed.provision.budget.clone(),
     })
 }
 

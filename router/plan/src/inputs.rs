@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use marcato_api::{
-    App, AppName, HostAddress, HostId, HostState, InstanceId, InstanceSpec, InstanceState, InstanceStatus, Inventory,
-    Peer, Revision, RevisionNumber, RevisionPhase, ServiceId, ServiceKind, ServiceName, ServiceSpec,
+    App, AppBudget, AppName, HostAddress, HostId, HostState, InstanceId, InstanceSpec, InstanceState, InstanceStatus,
+    Inventory, Isolation, Peer, Revision, RevisionNumber, RevisionPhase, ServiceId, ServiceKind, ServiceName,
+    ServiceSpec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +66,18 @@ pub struct AppInput {
     pub app: App,
     /// Current, stable and still placed revisions, env opened.
     pub revisions: BTreeMap<RevisionNumber, Revision>,
+    /// What the policies that hold for it give its instances.
+    pub provision: Provision,
+}
+
+/// What policies give an instance. It stays as it was when the instance was placed: another provision is another instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Provision {
+    /// Which worker process.
+    pub isolation: Isolation,
+    /// What it has on its host, beside the limits of its revision.
+    pub budget: AppBudget,
 }
 
 /// A host as it was last seen.
@@ -133,6 +146,9 @@ pub struct Placed {
     pub state: InstanceState,
     /// Since when it has this state.
     pub since_ms: u64,
+    /// What policies gave it when it was placed.
+    #[serde(default)]
+    pub provision: Provision,
 }
 
 /// What should be done.

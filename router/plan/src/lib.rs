@@ -13,7 +13,8 @@ mod planner;
 
 pub use check::{Violation, check};
 pub use inputs::{
-    AppInput, Endpoint, HostInput, HostPlan, Inputs, PhaseChange, Placed, Placement, Plan, ServiceInput, Settings,
+    AppInput, Endpoint, HostInput, HostPlan, Inputs, PhaseChange, Placed, Placement, Plan, Provision, ServiceInput,
+    Settings,
 };
 pub use planner::plan;
 

@@ -56,6 +56,7 @@ fn app(text: &str, instances: u32) -> AppInput {
             updated_at: Timestamp::UNIX_EPOCH,
         },
         revisions: BTreeMap::from([(RevisionNumber(1), revision(&name, 1, RevisionPhase::Rolling))]),
+        provision: Provision::default(),
     }
 }
 
@@ -140,6 +141,7 @@ fn apply(inputs: &mut Inputs, plan: &Plan, ready: &dyn Fn(&Placed) -> InstancePh
                 in_flight: 0,
                 queued: 0,
                 counters: InstanceCounters::default(),
+                limits: Vec::new(),
                 reason: Some("no such import".into()),
             })
             .collect();
@@ -234,6 +236,70 @@ fn a_restart_replaces_every_instance() {
     settle(&mut inputs);
     assert_eq!(inputs.placement.instances.len(), 2);
     assert!(inputs.placement.instances.iter().all(|p| !before.contains(&p.id)));
+}
+
+fn process() -> Provision {
+    let isolation = Isolation { class: IsolationClass::Process, group: String::new() };
+    Provision { isolation, budget: AppBudget { cpu_weight: 10, ..AppBudget::default() } }
+}
+
+#[test]
+fn another_isolation_class_rolls_every_instance_and_loses_none() {
+    let mut inputs = cloud(vec![app("shop", 2), app("other", 1)], 2);
+    settle(&mut inputs);
+    let before = inputs.placement.instances.clone();
+    inputs.apps[0].provision = process();
+    let pending = |p: &Placed| if p.provision == process() { InstancePhase::Pending } else { InstancePhase::Ready };
+    for _ in 0..3 {
+        let made = step(&mut inputs, &pending);
+        assert_eq!(made.endpoints[&name("shop")].len(), 2, "the old ones answer until the new ones do");
+    }
+    let made = settle(&mut inputs);
+    let of = |app: &str| -> Vec<Placed> {
+        inputs.placement.instances.iter().filter(|p| p.app == name(app)).cloned().collect()
+    };
+    assert!(of("shop").iter().all(|p| p.provision == process() && !before.contains(p)));
+    assert_eq!((of("shop").len(), made.endpoints[&name("shop")].len()), (2, 2));
+    assert!(of("other").iter().all(|p| before.contains(p)), "another app's policy is not its own");
+    let specs: Vec<_> = made.hosts.values().flat_map(|h| &h.instances).filter(|i| i.app == name("shop")).collect();
+    assert!(specs.iter().all(|s| s.isolation.worker(&s.app) == "app-shop" && s.budget.cpu_weight == 10), "{specs:?}");
+    assert_eq!(made.phases, vec![], "the revision serves as before");
+}
+
+#[test]
+fn a_class_in_which_nothing_starts_leaves_the_old_instances_serving() {
+    let mut inputs = cloud(vec![app("shop", 2)], 2);
+    settle(&mut inputs);
+    inputs.apps[0].provision = process();
+    let fails = |p: &Placed| if p.provision == process() { InstancePhase::Failed } else { InstancePhase::Ready };
+    for _ in 0..6 {
+        let made = step(&mut inputs, &fails);
+        assert_eq!(made.endpoints[&name("shop")].len(), 2);
+        inputs.now_ms += 100_000;
+    }
+    let made = plan(&inputs);
+    assert!(made.notes[&name("shop")].join("; ").contains("failed"), "{:?}", made.notes);
+}
+
+#[test]
+fn the_checker_sees_a_provision_that_is_not_the_apps() {
+    let mut inputs = cloud(vec![app("shop", 1)], 1);
+    inputs.apps[0].provision = process();
+    let mut made = plan(&inputs);
+    assert_eq!(check(&inputs, &made), vec![]);
+    let id = made.placement.instances[0].id.clone();
+    made.hosts.get_mut(&host(0)).unwrap().instances[0].isolation = Isolation::default();
+    assert_eq!(check(&inputs, &made), vec![Violation::WrongProvision(id.clone())]);
+    let mut made = plan(&inputs);
+    made.placement.instances[0].provision = Provision::default();
+    made.hosts.get_mut(&host(0)).unwrap().instances[0].isolation = Isolation::default();
+    made.hosts.get_mut(&host(0)).unwrap().instances[0].budget = AppBudget::default();
+    assert_eq!(check(&inputs, &made), vec![Violation::WrongProvision(id)]);
+    // A placement of a release that knew no policies is one without any.
+    let old = serde_json::to_value(&plan(&cloud(vec![app("shop", 1)], 1)).placement).unwrap();
+    let mut without = old.clone();
+    without["instances"][0].as_object_mut().unwrap().remove("provision");
+    assert_eq!(serde_json::from_value::<Placement>(without).unwrap(), serde_json::from_value(old).unwrap());
 }
 
 #[test]
@@ -480,6 +546,8 @@ enum Deed {
     /// To the revision that is so many before the newest.
     Rollback(usize, usize),
     Restart(usize),
+    /// Another isolation class and budget, or none.
+    Policy(usize, Option<u32>),
     StartStop(usize),
     Delete(usize),
     Host(usize, bool),
@@ -526,6 +594,7 @@ fn deeds() -> impl Strategy<Value = Vec<Deed>> {
         (0..3usize, any::<bool>()).prop_map(|(a, ok)| Deed::Push(a, ok)),
         (0..3usize, 0..4usize).prop_map(|(a, back)| Deed::Rollback(a, back)),
         (0..3usize).prop_map(Deed::Restart),
+        (0..3usize, proptest::option::of(1..4u32)).prop_map(|(a, w)| Deed::Policy(a, w)),
         (0..3usize).prop_map(Deed::StartStop),
         (0..3usize).prop_map(Deed::Delete),
         (0..4usize, any::<bool>()).prop_map(|(h, up)| Deed::Host(h, up)),
@@ -546,6 +615,12 @@ fn act(inputs: &mut Inputs, deed: &Deed, trouble: &mut Trouble) {
     match *deed {
         Deed::Scale(a, n) => with(a, &mut |i| i.app.instances = n),
         Deed::Restart(a) => with(a, &mut |i| i.app.restarts += 1),
+        Deed::Policy(a, weight) => with(a, &mut |i| {
+            i.provision = weight.map_or_else(Provision::default, |cpu_weight| {
+                let budget = AppBudget { cpu_weight, ..AppBudget::default() };
+                Provision { budget, ..process() }
+            });
+        }),
         Deed::Rollback(a, back) => with(a, &mut |i| {
             i.app.current = i.revisions.keys().rev().nth(back % i.revisions.len()).copied();
         }),
@@ -618,6 +693,7 @@ proptest! {
             if !bad || current.phase == RevisionPhase::Failed {
                 prop_assert_eq!(placed.len(), wanted, "{:?}", input);
                 prop_assert!(placed.iter().all(|p| Some(p.revision) == serving && p.restarts == input.app.restarts));
+                prop_assert!(placed.iter().all(|p| p.provision == input.provision));
                 prop_assert_eq!(last.endpoints[&input.app.name].len(), wanted);
             }
         }

@@ -1,5 +1,6 @@
 //! What a host is told (`HostConfig`) and what it reports (`Inventory`).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,8 +11,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AppName, Bytes, Digest, Generation, HostId, InstanceId, OrgName, RevisionConfig, RevisionNumber, ServiceId,
-    ServiceKind, SpaceName, WorkerStatus,
+    AppBudget, AppName, Bytes, Digest, Generation, HostId, InstanceId, Isolation, OrgName, RevisionConfig,
+    RevisionNumber, ServiceId, ServiceKind, SpaceName, WorkerStatus,
 };
 
 /// Where a host listens: `tcp:127.0.0.1:7301` or `unix:/run/marcato/ingress.sock`.
@@ -110,6 +111,12 @@ pub struct InstanceSpec {
     pub bindings: BTreeMap<String, ServiceId>,
     /// Serve, or finish what is in flight and take no more.
     pub state: InstanceState,
+    /// Which worker process it runs in.
+    #[serde(default)]
+    pub isolation: Isolation,
+    /// What the operator gives its app on this host, beside the limits in `config`.
+    #[serde(default)]
+    pub budget: AppBudget,
 }
 
 /// What an instance should do.
@@ -271,9 +278,51 @@ pub struct InstanceStatus {
     pub queued: u32,
     /// Totals since the instance started.
     pub counters: InstanceCounters,
+    /// Limits that were used or fired; those that are not here never were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<LimitUsage>,
     /// Why it failed, when it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// How far a limit is used. Sizes are in bytes and times in milliseconds, as the name says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LimitUsage {
+    /// Its name, as in docs/limits.md.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub name: Cow<'static, str>,
+    /// What it is counted over.
+    pub scope: LimitScope,
+    /// The limit; absent when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+    /// What is used now; 0 for limits of a call, a request or a sandbox, of which there are many at once.
+    pub used: u64,
+    /// The most that was ever used; 0 where nothing is measured.
+    pub peak: u64,
+    /// How often it fired.
+    pub fired: u64,
+}
+
+/// What a limit is counted over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum LimitScope {
+    /// One call from guest to host.
+    Call,
+    /// One request.
+    Request,
+    /// One sandbox.
+    Sandbox,
+    /// All sandboxes of an instance.
+    Instance,
+    /// All instances of an app on one host.
+    App,
+    /// All apps of a host.
+    Host,
 }
 
 /// How an instance stands.

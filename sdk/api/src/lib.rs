@@ -21,6 +21,7 @@ mod policy;
 mod problem;
 mod service;
 mod units;
+mod usage;
 
 pub use access::{
     AccessError, AccessRequest, AccessResponse, AccessRight, Change, HistoryEntry, IssuedKey, Page, PageRequest,
@@ -37,8 +38,8 @@ pub use event::{Event, Outcome};
 pub use fleet::{HostState, HostView, JoinRequest, JoinResponse, JoinToken, NewToken, Role, Token, TokenSecret};
 pub use host::{
     CertificateRequest, CertificateTerm, ComponentState, ComponentStatus, HostAddress, HostCapacity, HostConfig,
-    HostUsage, InstanceCounters, InstancePhase, InstanceSpec, InstanceState, InstanceStatus, Inventory, NewCertificate,
-    Peer, ServiceSpec, ServiceStatus,
+    HostUsage, InstanceCounters, InstancePhase, InstanceSpec, InstanceState, InstanceStatus, Inventory, LimitScope,
+    LimitUsage, NewCertificate, Peer, ServiceSpec, ServiceStatus,
 };
 pub use host_api::{HostApi, headers, host_paths};
 pub use ids::{
@@ -48,10 +49,15 @@ pub use ids::{
 pub use keyvalue::{KeyValueError, KeyValueRequest, KeyValueResponse};
 pub use logs::{LogCursor, LogLine, LogPage, LogQuery, LogStream};
 pub use outbound::OutboundHost;
-pub use policy::IsolationClass;
+pub use policy::{
+    AppBudget, Effective, Exceeded, Isolation, IsolationClass, Policy, PolicyError, PolicyScope, PolicyView,
+};
 pub use problem::{Problem, ProblemKind};
 pub use service::{Backup, NewService, Service, ServiceKind};
 pub use units::{Bytes, Millis};
+pub use usage::{
+    AppUsageHour, UsageCursor, UsageDelta, UsageGap, UsagePage, UsagePeriod, UsageQuery, UsageReport, UsageRow,
+};
 
 #[cfg(test)]
 mod tests;

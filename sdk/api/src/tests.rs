@@ -104,3 +104,85 @@ fn a_log_cursor_survives_its_text_form_and_garbage_is_refused() {
         assert!(bad.parse::<LogCursor>().is_err(), "{bad:?}");
     }
 }
+
+#[test]
+fn a_policy_scope_survives_its_text_form_and_garbage_is_refused() {
+    for text in ["cluster", "org:clinic", "space:clinic:test", "app:clinic:shop"] {
+        assert_eq!(text.parse::<PolicyScope>().unwrap().to_string(), text);
+    }
+    let bad = ["", "org", "org:", "org:A", "app:shop", "app:a:b:c", "cluster:x", "space:a", "space:a:b/c", "vm", ":::"];
+    for bad in bad {
+        assert!(bad.parse::<PolicyScope>().is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn the_nearest_scope_wins_setting_by_setting() {
+    let org = PolicyScope::Org(OrgName::new("clinic").unwrap());
+    let near = Policy { isolation: Some(IsolationClass::Process), ..Policy::default() };
+    let far = Policy {
+        isolation: Some(IsolationClass::Shared),
+        group: Some("wards".into()),
+        cpu_weight: Some(20),
+        max_log_bytes_per_s: Some(Bytes(7)),
+        ..Policy::default()
+    };
+    let whole = Effective::of([(org.clone(), &near), (PolicyScope::Cluster, &far)]);
+    assert_eq!(whole.isolation(), Isolation { class: IsolationClass::Process, group: String::new() });
+    assert_eq!((whole.budget().cpu_weight, whole.budget().log_bytes_per_s), (20, Some(Bytes(7))));
+    assert_eq!((whole.source("isolation"), whole.source("cpu_weight")), (Some(&org), Some(&PolicyScope::Cluster)));
+    assert_eq!(whole.source("max_apps"), None);
+    let app = AppName::new("shop").unwrap();
+    let shared = Effective::of([(PolicyScope::Cluster, &far)]).isolation();
+    assert_eq!((whole.isolation().worker(&app), shared.worker(&app)), ("app-shop".into(), "shared-wards".into()));
+    assert_eq!(Effective::default().isolation().worker(&app), "shared");
+    assert_eq!(Effective::default().budget(), AppBudget::default());
+}
+
+#[test]
+fn a_policy_is_checked_and_checks() {
+    let cluster = PolicyScope::Cluster;
+    let space: PolicyScope = "space:a:b".parse().unwrap();
+    let wrong = |policy: Policy, scope: &PolicyScope| policy.validate(scope).unwrap_err().field();
+    assert_eq!(wrong(Policy { cpu_weight: Some(0), ..Policy::default() }, &cluster), "cpu_weight");
+    assert_eq!(wrong(Policy { group: Some("../x".into()), ..Policy::default() }, &cluster), "group");
+    assert_eq!(wrong(Policy { max_apps: Some(1), ..Policy::default() }, &space), "max_apps");
+    let unknown = serde_json::from_str::<Policy>(r#"{"max_memory": 1}"#).unwrap_err();
+    assert!(unknown.to_string().contains("max_memory"), "{unknown}");
+    let tight =
+        Policy { max_memory_bytes: Some(Bytes::mib(64)), max_component_bytes: Some(Bytes(9)), ..Policy::default() };
+    tight.validate(&space).unwrap();
+    let over = tight.exceeded(&RevisionConfig::default(), Bytes(10));
+    let told: Vec<_> = over.iter().map(|e| (e.field, e.value, e.quota)).collect();
+    assert_eq!(told, [("config.limits.memory_bytes", 128 << 20, 64 << 20), ("digest", 10, 9)]);
+    assert_eq!(Policy::default().exceeded(&RevisionConfig::default(), Bytes(u64::MAX)), []);
+    // Every setting can be removed by the name that the API shows, and put back.
+    for field in Policy::FIELDS {
+        assert!(Policy::default().unset(field), "{field}");
+    }
+    assert!(!Policy::default().unset("nothing"));
+    let mut both = Policy { cpu_weight: Some(3), ..tight.clone() };
+    both.overlay(&Policy { cpu_weight: Some(4), ..Policy::default() });
+    both.unset("max_memory_bytes");
+    assert_eq!((both.cpu_weight, both.max_memory_bytes, both.max_component_bytes), (Some(4), None, Some(Bytes(9))));
+}
+
+#[test]
+fn a_usage_cursor_survives_its_text_form_and_garbage_is_refused() {
+    let cursor = UsageCursor { ledger: 0xab, change: 7 };
+    assert_eq!(cursor.to_string(), "00000000000000ab-7");
+    assert_eq!(cursor.to_string().parse(), Ok(cursor));
+    for bad in ["", "-", "ab-7", "00000000000000ab", "00000000000000ab-", "00000000000000ab--1", "+0000000000000ab-1"] {
+        assert!(bad.parse::<UsageCursor>().is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn usage_grows_and_never_goes_back() {
+    let mut sum = UsageDelta { requests: u64::MAX, cpu_us: 5, ..UsageDelta::default() };
+    sum.add(&UsageDelta { requests: 1, cpu_us: 5, ..UsageDelta::default() });
+    assert_eq!((sum.requests, sum.cpu_us), (u64::MAX, 10));
+    let anew = UsageDelta { cpu_us: 3, ..UsageDelta::default() };
+    assert!(anew.since(&sum).is_zero(), "counters that began anew give nothing, not a debt");
+    assert_eq!(sum.since(&anew).cpu_us, 7);
+}

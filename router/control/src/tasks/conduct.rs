@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use marcato_api::{AppName, HostState, RevisionNumber, StoreRevision};
-use marcato_plan::{AppInput, HostInput, Inputs, Placement, Plan, ServiceInput, Settings, plan};
+use marcato_plan::{AppInput, HostInput, Inputs, Placement, Plan, Provision, ServiceInput, Settings, plan};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -169,7 +169,11 @@ fn inputs(desired: &Desired, observed: &Observed, placement: Placement) -> Input
         apps: desired
             .apps
             .iter()
-            .map(|(app, _)| AppInput { revisions: revisions.remove(&app.name).unwrap_or_default(), app: app.clone() })
+            .map(|(app, _)| AppInput {
+                revisions: revisions.remove(&app.name).unwrap_or_default(),
+                provision: Provision::default(),
+                app: app.clone(),
+            })
             .collect(),
         hosts: desired
             .hosts

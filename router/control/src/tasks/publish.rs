@@ -52,6 +52,8 @@ fn limits(input: &AppInput) -> marcato_api::Limits {
                 cpu_ms: w.cpu_ms.max(limits.cpu_ms),
                 request_body_bytes: w.request_body_bytes.max(limits.request_body_bytes),
                 response_body_bytes: w.response_body_bytes.max(limits.response_body_bytes),
+                // The edge looks at none of the others.
+                ..w
             },
         });
     }
