@@ -197,7 +197,7 @@ const ATTACKS: &[Attack] = &[
     attack("bpf", Stop::Without, ROOT),
     attack("perf", Stop::Filter, "needs a kernel that gives it to users"),
     attack("userfault", Stop::Filter, "needs a kernel that gives it to users"),
-    attack("shared-memory", Stop::Filter, ""),
+    attack("shared-memory", Stop::Filter, "needs the right to a copy of the names that it could leave behind"),
     attack("type-into-terminal", Stop::Filter, "needs a terminal; a test has none"),
     attack("dumpable", Stop::Filter, ""),
     attack("raise-limit", Stop::Without, "needs root where core dumps are limited"),
