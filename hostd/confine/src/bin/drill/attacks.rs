@@ -331,8 +331,8 @@ fn kernel(attack: &str, at: &At<'_>) -> Option<Gained> {
             let pid: i64;
             // SAFETY: getpid of the 32-bit table (20), which takes nothing and changes rax alone.
             unsafe {
-                std::arch::asm!("int 0x80", inlateout("rax") 20_i64 => pid, out("r8") _, out("r9") _, out("r10") _, out("r11") _)
-            };
+                std::arch::asm!("int 0x80", inlateout("rax") 20_i64 => pid, out("r8") _, out("r9") _, out("r10") _, out("r11") _);
+            }
             Ok(format!("process {pid} by the 32-bit table"))
         }),
         _ => None,
