@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use marcato_api::{HostCapacity, JoinRequest};
-use marcato_runtime::{PoolConfig, Runtime, RuntimeConfig};
+use marcato_runtime::{CodeCache, NetworkDialer, PoolConfig, Runtime, RuntimeConfig};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -140,12 +140,15 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
     let acceptor = TlsAcceptor::from(Arc::new(renewal.server_config().map_err(IdentityError::from)?));
     let control = Listener::open(cfg.control, LOCK_WITHIN).await?;
     let ingress = Listener::open(cfg.ingress, LOCK_WITHIN).await?;
+    let cache = CodeCache::open(&dir.join("cache"), cfg.compiler)?;
     let runtime = Runtime::new(RuntimeConfig {
-        cache_dir: dir.join("cache"),
-        compiler: cfg.compiler,
         pool: PoolConfig::for_host(cfg.sandboxes, cfg.memory),
-        allow_private_egress: cfg.allow_private_egress,
-        outbound_ca_file: cfg.outbound_ca_file,
+        code: Arc::new(cache.clone()),
+        dialer: Arc::new(NetworkDialer { allow_private: cfg.allow_private_egress }),
+        outbound_ca_pem: cfg
+            .outbound_ca_file
+            .map(|file| std::fs::read(&file).map_err(data("outbound CA")))
+            .transpose()?,
     })?;
     let store = ComponentStore::open(dir.join("components")).map_err(data("components"))?;
     let services = Arc::new(ServiceHost::new(dir.join("services")).map_err(data("services"))?);
@@ -193,7 +196,7 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
         service_sender,
         stop.clone(),
     ));
-    let component_reconciler = Components::new(store, runtime.clone(), metrics.clone(), wake_components.clone());
+    let component_reconciler = Components::new(store, cache.clone(), metrics.clone(), wake_components.clone());
     reconcilers.spawn(drive(
         component_reconciler,
         ledger.subscribe(),
@@ -205,6 +208,7 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
     let instance_reconciler = Instances::new(InstancesSetup {
         own: cfg.id,
         runtime,
+        cache,
         map: map.clone(),
         calls,
         logs,

@@ -4,11 +4,12 @@
 //! HMAC-SHA256, by this cache's own key, over the component's digest, the code key and the code. The
 //! trailer stands behind the code, for wasmtime maps the file from its first byte.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hmac::{Hmac, Mac};
 use marcato_api::Digest;
@@ -28,6 +29,30 @@ pub(crate) struct ArtifactCache {
     dir: PathBuf,
     key: [u8; KEY_LEN],
     code_key: String,
+    /// Files whose trailers were found right, as they were then.
+    known: Mutex<HashMap<Digest, Stamp>>,
+}
+
+/// What changes when a file is replaced or written to. The change time cannot be set by hand (inode(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(m: &fs::Metadata) -> Self {
+        Self {
+            device: m.dev(),
+            inode: m.ino(),
+            size: m.size(),
+            modified: (m.mtime(), m.mtime_nsec()),
+            changed: (m.ctime(), m.ctime_nsec()),
+        }
+    }
 }
 
 impl ArtifactCache {
@@ -38,7 +63,7 @@ impl ArtifactCache {
         fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(unusable)?;
         let key = ensure_key(&dir.join("key")).map_err(unusable)?;
         remove_leftovers(dir).map_err(unusable)?;
-        Ok(Self { dir: dir.to_owned(), key, code_key: code_key.to_owned() })
+        Ok(Self { dir: dir.to_owned(), key, code_key: code_key.to_owned(), known: Mutex::default() })
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -65,21 +90,26 @@ impl ArtifactCache {
         File::open(&self.dir)?.sync_all()
     }
 
-    /// Verifies and maps the code of `digest`. A file that is not right is removed.
-    pub(crate) fn load(&self, digest: &Digest, engine: &Engine) -> Result<Component, LoadError> {
+    /// The file of `digest`, after its trailer was found right. A file that is not is removed. What was verified once
+    /// is not read again while the file stays as it is.
+    pub(crate) fn verified(&self, digest: &Digest) -> Result<PathBuf, LoadError> {
         let path = self.path(digest);
         let mut file = match File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(LoadError::NotCompiled(digest.clone())),
             Err(e) => return Err(LoadError::Read(e)),
         };
+        let metadata = file.metadata().map_err(LoadError::Read)?;
+        let stamp = Stamp::of(&metadata);
+        if self.known().get(digest) == Some(&stamp) {
+            return Ok(path);
+        }
         let refuse = |reason| {
             // Best effort: a file that stays is refused again.
             let _ = fs::remove_file(&path);
             LoadError::Tampered { digest: digest.clone(), reason }
         };
-        let len = file.metadata().map_err(LoadError::Read)?.len();
-        let Some(code_len) = len.checked_sub(TRAILER_LEN).filter(|n| *n > 0) else {
+        let Some(code_len) = metadata.len().checked_sub(TRAILER_LEN).filter(|n| *n > 0) else {
             return Err(refuse("it is too short"));
         };
         let mac = self.mac(digest, &mut file, Some(code_len)).map_err(LoadError::Read)?;
@@ -92,20 +122,18 @@ impl ArtifactCache {
         if mac.verify_slice(tag).is_err() {
             return Err(refuse("its signature is not by this host's key"));
         }
-        // The descriptor's own path: what is mapped is the file that was verified, whatever is renamed meanwhile.
-        let verified = format!("/proc/self/fd/{}", file.as_raw_fd());
-        // SAFETY: the bytes were written by `commit` from this host's own compiler process: nobody else has the
-        // key. The directory is 0700 and files are replaced by rename only, so the mapping does not change.
-        #[allow(unsafe_code, reason = "the only way to load code that was compiled ahead; see SAFETY")]
-        let component = unsafe { Component::deserialize_file(engine, verified) };
-        component.map_err(|e| {
-            tracing::warn!(digest = %digest, error = format!("{e:#}"), "compiled code does not load");
-            refuse("it was compiled by another version")
-        })
+        self.known().insert(digest.clone(), stamp);
+        Ok(path)
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<Digest, Stamp>> {
+        // A map of whole stamps: usable whatever panicked.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes the code of `digest`, for every version of the code key.
     pub(crate) fn remove(&self, digest: &Digest) -> io::Result<()> {
+        self.known().remove(digest);
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -139,6 +167,18 @@ impl ArtifactCache {
         }
         Ok(mac)
     }
+}
+
+/// Maps code that was verified.
+pub(crate) fn map(engine: &Engine, digest: &Digest, verified: &Path) -> Result<Component, LoadError> {
+    // SAFETY: the bytes were written by `commit` from this host's own compiler process: nobody else has the key. The
+    // directories are the host daemon's own and files are replaced by rename only, so the mapping does not change.
+    #[allow(unsafe_code, reason = "the only way to load code that was compiled ahead; see SAFETY")]
+    let component = unsafe { Component::deserialize_file(engine, verified) };
+    component.map_err(|e| {
+        tracing::warn!(%digest, error = format!("{e:#}"), "compiled code does not load");
+        LoadError::Tampered { digest: digest.clone(), reason: "it was compiled by another version" }
+    })
 }
 
 fn ensure_key(path: &Path) -> io::Result<[u8; KEY_LEN]> {

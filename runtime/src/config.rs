@@ -7,21 +7,27 @@ use std::sync::Arc;
 
 use marcato_api::{AppName, Bytes, InstanceId, Millis, RevisionConfig, RevisionNumber};
 
+use crate::cache::CodeSource;
+use crate::egress::Dialer;
 use crate::services::{LogSink, Services};
 
 /// What a runtime is made from.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct RuntimeConfig {
-    /// Private directory for compiled code; made with mode 0700 when it is not there.
-    pub cache_dir: PathBuf,
-    /// The program that compiles components in a process of its own.
-    pub compiler: CompilerCommand,
-    /// How much the sandboxes of this host may use in all.
+    /// How much the sandboxes of this process may use in all.
     pub pool: PoolConfig,
-    /// Whether guests may connect to loopback, private and link-local addresses. Off but for tests.
-    pub allow_private_egress: bool,
+    /// Where compiled code comes from.
+    pub code: Arc<dyn CodeSource>,
+    /// Who makes the connections of outbound HTTP.
+    pub dialer: Arc<dyn Dialer>,
     /// Authorities (PEM) that guests' outbound HTTPS trusts beside the public ones: those of a private cloud.
-    pub outbound_ca_file: Option<PathBuf>,
+    pub outbound_ca_pem: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for RuntimeConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RuntimeConfig").field("pool", &self.pool).finish_non_exhaustive()
+    }
 }
 
 /// The program that compiles a component: it gets the component on stdin and the path of the output

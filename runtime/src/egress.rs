@@ -1,19 +1,17 @@
 //! Outbound HTTP of guests: which hosts they may ask, and which addresses nobody may reach.
 //!
-//! A name is resolved here and the connection goes to the very address that was checked, so a name
-//! that resolves to another address a moment later gains nothing (DNS rebinding). Which authorities are
-//! trusted is in `network`.
+//! Which addresses may be reached is the dialer's to say (`dial`); which authorities are trusted is in `network`.
 
+mod dial;
 mod network;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::Scheme;
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
-use marcato_api::OutboundHost;
+use marcato_api::{InstanceId, OutboundHost};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -22,7 +20,9 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
+pub use self::dial::{DialError, Dialer, NetworkDialer};
 pub(crate) use self::network::Network;
+pub use self::network::check_outbound_ca;
 use crate::limits::{Limit, LimitCounters};
 use crate::logs::SandboxLog;
 
@@ -48,6 +48,7 @@ fn covers(entry: &OutboundHost, host: &str, port: u16, default_port: u16) -> boo
 
 /// What the guests of one instance may reach.
 pub(crate) struct Egress {
+    instance: InstanceId,
     allowed: Vec<OutboundHost>,
     network: Network,
     connections: Arc<Semaphore>,
@@ -56,10 +57,16 @@ pub(crate) struct Egress {
 
 impl Egress {
     /// Errors: the pattern that is not valid.
-    pub(crate) fn new(hosts: &[String], network: &Network, counters: Arc<LimitCounters>) -> Result<Self, String> {
+    pub(crate) fn new(
+        instance: InstanceId,
+        hosts: &[String],
+        network: &Network,
+        counters: Arc<LimitCounters>,
+    ) -> Result<Self, String> {
         let allowed =
             hosts.iter().map(|text| OutboundHost::parse(text).map_err(|_| text.clone())).collect::<Result<_, _>>()?;
-        Ok(Self { allowed, network: network.clone(), connections: Arc::new(Semaphore::new(CONNECTIONS)), counters })
+        let connections = Arc::new(Semaphore::new(CONNECTIONS));
+        Ok(Self { instance, allowed, network: network.clone(), connections, counters })
     }
 
     fn allows(&self, host: &str, port: u16, default_port: u16) -> bool {
@@ -190,36 +197,20 @@ fn bare(host: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
 }
 
-/// Resolves and connects, to addresses that a guest may reach only.
+/// Has the host connect, which looks the name up and refuses internal addresses.
 async fn connect(egress: &Egress, log: &SandboxLog, host: &str, port: u16) -> Result<TcpStream, Error> {
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((bare(host), port))
-        .await
-        .map_err(|_| Error::DnsError { rcode: None, info_code: None })?
-        .take(16)
-        .collect();
-    if addresses.is_empty() {
-        return Err(Error::DestinationNotFound);
-    }
-    let mut last = None;
-    for address in addresses {
-        if !egress.network.allow_private && is_internal(address.ip()) {
-            last.get_or_insert(Error::DestinationIpProhibited);
-            continue;
+    egress.network.dialer.connect(&egress.instance, bare(host), port).await.map_err(|error| {
+        if matches!(error, DialError::Internal) {
+            log.platform(&format!("outbound request to {host}:{port} refused: its address is internal"));
         }
-        match TcpStream::connect(address).await {
-            Ok(stream) => {
-                // Latency over throughput; a kernel that refuses it changes nothing else.
-                let _ = stream.set_nodelay(true);
-                return Ok(stream);
-            }
-            Err(e) => last = Some(Error::Connect(e)),
+        match error {
+            DialError::Name => Error::DnsError { rcode: None, info_code: None },
+            DialError::NoAddress => Error::DestinationNotFound,
+            DialError::Internal => Error::DestinationIpProhibited,
+            DialError::Connect { os: Some(code), .. } => Error::Connect(std::io::Error::from_raw_os_error(code)),
+            DialError::Connect { os: None, reason } => Error::Connect(std::io::Error::other(reason)),
         }
-    }
-    let error = last.unwrap_or(Error::DestinationNotFound);
-    if matches!(error, Error::DestinationIpProhibited) {
-        log.platform(&format!("outbound request to {host}:{port} refused: its address is internal"));
-    }
-    Err(error)
+    })
 }
 
 async fn exchange(
@@ -255,54 +246,7 @@ async fn exchange(
     Ok((response.map(|body| body.map_err(Error::from).boxed_unsync()), Box::new(io)))
 }
 
-/// Whether an address belongs to this machine, to a private network, or to nobody: nothing that a
-/// guest may reach. Sources: IANA special-purpose address registries for IPv4 and IPv6.
-fn is_internal(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => is_internal_v4(v4),
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) => is_internal_v4(v4),
-            None => is_internal_v6(v6),
-        },
-    }
-}
-
-fn is_internal_v4(ip: Ipv4Addr) -> bool {
-    let [a, b, c, _] = ip.octets();
-    ip.is_private()
-        || ip.is_loopback()
-        || ip.is_link_local() // with 169.254.169.254, the clouds' metadata
-        || ip.is_multicast()
-        || ip.is_broadcast()
-        || ip.is_documentation()
-        || a == 0
-        || a >= 240
-        || (a == 100 && (64..128).contains(&b)) // shared address space
-        || (a == 192 && b == 0 && c == 0) // IETF protocol assignments
-        || (a == 192 && b == 88 && c == 99) // 6to4 relays
-        || (a == 198 && (b == 18 || b == 19)) // benchmarking
-}
-
-fn is_internal_v6(ip: Ipv6Addr) -> bool {
-    let s = ip.segments();
-    let embedded = |high: u16, low: u16| {
-        let [a, b] = high.to_be_bytes();
-        let [c, d] = low.to_be_bytes();
-        is_internal_v4(Ipv4Addr::new(a, b, c, d))
-    };
-    ip.is_unspecified()
-        || ip.is_loopback()
-        || ip.is_multicast()
-        || (s[0] & 0xfe00) == 0xfc00 // unique local
-        || (s[0] & 0xffc0) == 0xfe80 // link local
-        || (s[0] & 0xffc0) == 0xfec0 // site local
-        || (s[0] == 0x2001 && s[1] == 0xdb8) // documentation
-        || (s[0] == 0x2001 && s[1] < 0x200) // IETF protocol assignments, Teredo among them
-        || s[0] == 0x100 // discard only
-        || (s[0] == 0x64 && s[1] == 0xff9b && (s[2] != 0 || embedded(s[6], s[7]))) // NAT64
-        || (s[0] == 0x2002 && embedded(s[1], s[2])) // 6to4
-        || (s[..6] == [0; 6]) // IPv4-compatible
-}
-
+#[cfg(test)]
+use dial::is_internal;
 #[cfg(test)]
 mod tests;

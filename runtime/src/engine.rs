@@ -61,8 +61,6 @@ impl HostTotals {
 pub(crate) struct Machine {
     pub(crate) engine: Engine,
     pub(crate) totals: Arc<HostTotals>,
-    /// Text that changes with wasmtime and with every setting that code depends on.
-    pub(crate) code_key: String,
     ticker: Arc<Ticker>,
     thread: Option<JoinHandle<()>>,
 }
@@ -92,8 +90,7 @@ impl Machine {
                 move || ticker.run(&engine, &totals)
             })
             .map_err(|e| unavailable(e.into()))?;
-        let code_key = code_key(&engine);
-        Ok(Self { engine, totals, code_key, ticker, thread: Some(thread) })
+        Ok(Self { engine, totals, ticker, thread: Some(thread) })
     }
 
     /// Counts a new sandbox; the ticker runs while there is one.

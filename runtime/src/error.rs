@@ -37,14 +37,9 @@ pub enum RuntimeError {
         /// The most allowed.
         max: u64,
     },
-    /// The file of authorities for outbound HTTPS cannot be used.
-    #[error("the authorities for outbound HTTPS in {path} cannot be used: {reason}")]
-    OutboundCa {
-        /// Where.
-        path: String,
-        /// Why.
-        reason: String,
-    },
+    /// The authorities for outbound HTTPS cannot be used.
+    #[error("the authorities for outbound HTTPS cannot be used: {0}")]
+    OutboundCa(String),
     /// The platform's own interfaces do not link: a defect of this build.
     #[error("the platform's interfaces do not link: {0}")]
     Link(String),

@@ -105,7 +105,7 @@ impl Instance {
     ) -> Result<Self, StartError> {
         let InstanceSetup { id, config, services, logs, .. } = setup;
         let limits = Arc::new(LimitCounters::default());
-        let egress = Egress::new(&config.allowed_outbound_hosts, network, Arc::clone(&limits))
+        let egress = Egress::new(id.clone(), &config.allowed_outbound_hosts, network, Arc::clone(&limits))
             .map_err(StartError::OutboundPattern)?;
         let inner = Arc::new_cyclic(|weak: &Weak<Inner>| Inner {
             id,

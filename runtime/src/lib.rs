@@ -2,11 +2,12 @@
 //!
 //! The only user of wasmtime. It sits at the end of the request flow (`hostd::ingress` ->
 //! [`Instance::handle`] -> guest -> services) and of the intent flow (`hostd::reconcile` ->
-//! [`Runtime::compile`] -> [`Runtime::load`] -> [`Runtime::start`]). It owns no storage, no listener and
-//! no configuration file.
+//! [`CodeCache::compile`]; a worker's [`Runtime::load`] -> [`Runtime::start`]). It owns no storage, no listener and
+//! no configuration file. The host daemon has the cache of code and the network, workers have the sandboxes.
 
 mod artifact;
 mod body;
+mod cache;
 mod compile;
 mod config;
 mod crowd;
@@ -22,8 +23,10 @@ mod sandbox;
 mod services;
 
 pub use body::{BodyError, BoxError, RequestBody, ResponseBody};
+pub use cache::{CodeCache, CodeSource};
 pub use compile::compile_child;
 pub use config::{CompilerCommand, InstanceSetup, PoolConfig, RuntimeConfig};
+pub use egress::{DialError, Dialer, NetworkDialer, check_outbound_ca};
 pub use error::{CompileError, InvokeError, LoadError, RuntimeError, StartError};
 pub use instance::Instance;
 pub use runtime::{Code, Runtime};

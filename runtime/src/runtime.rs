@@ -1,36 +1,30 @@
-//! The runtime: one engine, one cache of code, any number of instances. Intent flow: `hostd::reconcile`
-//! calls `compile`, `load` and `start`; none of them is on the request path.
+//! The runtime: one engine, any number of instances. Intent flow: a worker calls `load` and `start`; neither is on
+//! the request path.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use marcato_api::{Bytes, Digest, HostUsage};
-use tokio::sync::Semaphore;
 use wasmtime::component::{Component, Linker};
 
-use crate::artifact::ArtifactCache;
-use crate::config::{CompilerCommand, InstanceSetup, RuntimeConfig};
+use crate::artifact;
+use crate::cache::CodeSource;
+use crate::config::{InstanceSetup, RuntimeConfig};
 use crate::egress::Network;
 use crate::engine::Machine;
-use crate::error::{CompileError, LoadError, RuntimeError, StartError};
+use crate::error::{LoadError, RuntimeError, StartError};
 use crate::instance::Instance;
 use crate::sandbox::{Host, Pre, link};
 
-/// Compilations at once: each may take hundreds of MiB.
-const COMPILERS: usize = 2;
-
-/// The sandbox runtime of a host. Cheap to clone.
+/// The sandbox runtime of a process. Cheap to clone.
 #[derive(Clone)]
 pub struct Runtime(Arc<Shared>);
 
 struct Shared {
     machine: Arc<Machine>,
     linker: Linker<Host>,
-    cache: ArtifactCache,
-    compiler: CompilerCommand,
-    compilers: Semaphore,
+    code: Arc<dyn CodeSource>,
     network: Network,
 }
 
@@ -62,54 +56,22 @@ impl std::fmt::Debug for Code {
 }
 
 impl Runtime {
-    /// Makes a runtime; needs a tokio runtime around it. Errors: the pool or the cache cannot be had, or the file of
-    /// authorities cannot be used.
+    /// Makes a runtime; needs a tokio runtime around it. Errors: the pool cannot be had, or the authorities cannot be
+    /// used.
     pub fn new(config: RuntimeConfig) -> Result<Self, RuntimeError> {
-        let network = Network::new(config.allow_private_egress, config.outbound_ca_file.as_deref())?;
+        let network = Network::new(config.dialer, config.outbound_ca_pem.as_deref())?;
         let machine = Machine::new(&config.pool)?;
         let mut linker = Linker::new(&machine.engine);
         link(&mut linker).map_err(|e| RuntimeError::Link(format!("{e:#}")))?;
-        let cache = ArtifactCache::open(&config.cache_dir, &machine.code_key)?;
-        Ok(Self(Arc::new(Shared {
-            machine: Arc::new(machine),
-            linker,
-            cache,
-            compiler: config.compiler,
-            compilers: Semaphore::new(COMPILERS),
-            network,
-        })))
+        Ok(Self(Arc::new(Shared { machine: Arc::new(machine), linker, code: config.code, network })))
     }
 
-    /// Compiles the component at `component` into the cache; fine when it is there already.
-    pub async fn compile(&self, digest: &Digest, component: &Path) -> Result<(), CompileError> {
-        let shared = &self.0;
-        let _turn = shared.compilers.acquire().await.map_err(|e| CompileError::Process(io::Error::other(e)))?;
-        if shared.cache.contains(digest) {
-            return Ok(());
-        }
-        let (wanted, path) = (digest.clone(), component.to_owned());
-        let bytes =
-            blocking(move || crate::compile::read_verified(&wanted, &path)).await.map_err(CompileError::Process)??;
-        let scratch = shared.cache.scratch().map_err(CompileError::Store)?;
-        crate::compile::run(&shared.compiler, &bytes, scratch.path()).await?;
-        let (owner, digest) = (Arc::clone(shared), digest.clone());
-        blocking(move || owner.cache.commit(&digest, scratch))
-            .await
-            .map_err(CompileError::Process)?
-            .map_err(CompileError::Store)
-    }
-
-    /// Whether the cache has its code, for this version of the runtime.
-    #[must_use]
-    pub fn is_compiled(&self, digest: &Digest) -> bool {
-        self.0.cache.contains(digest)
-    }
-
-    /// Loads code from the cache, maps it and links it.
+    /// Maps verified code and links it.
     pub async fn load(&self, digest: &Digest) -> Result<Code, LoadError> {
+        let path = self.0.code.open(digest).await?;
         let (shared, wanted) = (Arc::clone(&self.0), digest.clone());
         blocking(move || {
-            let component = shared.cache.load(&wanted, &shared.machine.engine)?;
+            let component = artifact::map(&shared.machine.engine, &wanted, &path)?;
             let pre = link_component(&shared.linker, &component)?;
             Ok(Code { digest: wanted, pre: Arc::new(pre) })
         })
@@ -133,24 +95,9 @@ impl Runtime {
             sandboxes: totals.sandboxes.load(Ordering::Relaxed),
         }
     }
-
-    /// Removes a component's code from the cache; fine when it is not there. Code that runs goes on.
-    pub fn forget(&self, digest: &Digest) -> io::Result<()> {
-        self.0.cache.remove(digest)
-    }
-
-    #[cfg(test)]
-    pub(crate) fn compile_here(&self, bytes: &[u8]) -> Result<Digest, CompileError> {
-        let code = crate::compile::compile_bytes(&self.0.machine.engine, bytes)?;
-        let scratch = self.0.cache.scratch().map_err(CompileError::Store)?;
-        std::fs::write(scratch.path(), code).map_err(CompileError::Store)?;
-        let digest = Digest::of(bytes);
-        self.0.cache.commit(&digest, scratch).map_err(CompileError::Store)?;
-        Ok(digest)
-    }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use marcato_api::{ComponentState, ComponentStatus, Digest, HostConfig};
-use marcato_runtime::{CompileError, Runtime};
+use marcato_runtime::{CodeCache, CompileError};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -42,7 +42,7 @@ struct Failure {
 /// See the module.
 pub(crate) struct Components {
     store: ComponentStore,
-    runtime: Runtime,
+    cache: CodeCache,
     metrics: Arc<Metrics>,
     /// Wakes this reconciler when a compilation ends.
     wake: Arc<Notify>,
@@ -52,9 +52,9 @@ pub(crate) struct Components {
 }
 
 impl Components {
-    /// A reconciler over this store and the runtime's cache.
-    pub(crate) fn new(store: ComponentStore, runtime: Runtime, metrics: Arc<Metrics>, wake: Arc<Notify>) -> Self {
-        Self { store, runtime, metrics, wake, job: None, failures: HashMap::new(), last_needed: HashMap::new() }
+    /// A reconciler over this store and this cache.
+    pub(crate) fn new(store: ComponentStore, cache: CodeCache, metrics: Arc<Metrics>, wake: Arc<Notify>) -> Self {
+        Self { store, cache, metrics, wake, job: None, failures: HashMap::new(), last_needed: HashMap::new() }
     }
 
     fn finish_job(&mut self) {
@@ -92,11 +92,11 @@ impl Components {
 
     fn start_job(&mut self, next: &StoredComponent) {
         let (answer_to, answer) = oneshot::channel();
-        let (runtime, wake, metrics) = (self.runtime.clone(), self.wake.clone(), self.metrics.clone());
+        let (cache, wake, metrics) = (self.cache.clone(), self.wake.clone(), self.metrics.clone());
         let (digest, path) = (next.digest.clone(), self.store.path(&next.digest));
         let task = tokio::spawn(async move {
             let begun = Instant::now();
-            let result = runtime.compile(&digest, &path).await;
+            let result = cache.compile(&digest, &path).await;
             metrics.compiled(begun.elapsed(), result.is_ok());
             tracing::info!(digest = %digest.short(), ok = result.is_ok(), ms = begun.elapsed().as_millis(), "compiled");
             // The reconciler may be gone by now.
@@ -136,7 +136,7 @@ impl Components {
             .collect();
         for digest in expired {
             // The code first: what is left after a crash in between is found again by its bytes.
-            if let Err(error) = self.runtime.forget(&digest).and_then(|()| self.store.remove(&digest)) {
+            if let Err(error) = self.cache.forget(&digest).and_then(|()| self.store.remove(&digest)) {
                 tracing::warn!(%digest, %error, "an unused component cannot be removed");
                 continue;
             }
@@ -149,12 +149,12 @@ impl Components {
 
     fn status(&self, needed: &HashSet<&Digest>, stored: &[StoredComponent]) -> Vec<ComponentStatus> {
         let mut all = BTreeMap::new();
-        for digest in needed.iter().copied().filter(|d| self.runtime.is_compiled(d)) {
+        for digest in needed.iter().copied().filter(|d| self.cache.is_compiled(d)) {
             all.insert(digest.clone(), (ComponentState::Ready, None));
         }
         for component in stored {
             let failure = self.failures.get(&component.digest).filter(|f| f.received_at == component.received_at);
-            let state = if self.runtime.is_compiled(&component.digest) {
+            let state = if self.cache.is_compiled(&component.digest) {
                 (ComponentState::Ready, None)
             } else if let Some(failure) = failure {
                 (ComponentState::Failed, Some(failure.reason.clone()))
@@ -183,7 +183,7 @@ impl Reconciler for Components {
         if self.job.is_none() {
             let next = stored
                 .iter()
-                .filter(|c| self.is_due(c) && !self.runtime.is_compiled(&c.digest))
+                .filter(|c| self.is_due(c) && !self.cache.is_compiled(&c.digest))
                 .min_by_key(|c| (!needed.contains(&c.digest), c.received_at))
                 .cloned();
             if let Some(next) = next {

@@ -12,7 +12,7 @@ use marcato_api::{
     ComponentState, ComponentStatus, Digest, HostConfig, HostId, InstanceId, InstancePhase, InstanceSpec,
     InstanceState, ServiceKind, ServiceSpec,
 };
-use marcato_runtime::{Code, Instance, InstanceSetup, LoadError, Runtime, Services};
+use marcato_runtime::{Code, CodeCache, Instance, InstanceSetup, LoadError, Runtime, Services};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -87,6 +87,7 @@ pub(crate) struct Instances {
 pub(crate) struct InstancesSetup {
     pub(crate) own: HostId,
     pub(crate) runtime: Runtime,
+    pub(crate) cache: CodeCache,
     pub(crate) map: Arc<InstanceMap>,
     pub(crate) calls: Arc<ServiceCalls>,
     pub(crate) logs: Logs,
@@ -193,7 +194,7 @@ impl Instances {
             Err(LoadError::NotCompiled(_)) => Ok(None),
             Err(error @ (LoadError::Tampered { .. } | LoadError::Read(_))) => {
                 tracing::error!(%digest, error = %chain(&error), "cached code cannot be used; compiling again");
-                if let Err(error) = self.with.runtime.forget(digest) {
+                if let Err(error) = self.with.cache.forget(digest) {
                     tracing::warn!(%digest, %error, "unusable code cannot be removed");
                 }
                 self.with.wake_components.notify_one();
@@ -219,6 +220,7 @@ impl Instances {
             app: spec.app.clone(),
             revision: spec.revision,
             config: spec.config.clone(),
+            budget: spec.budget,
             services,
             logs: self.with.logs.sink(&spec.app, spec.revision, &spec.id),
         };
@@ -272,7 +274,7 @@ impl Instances {
                 Standing::Waiting if draining => (InstancePhase::Draining, None, None),
                 Standing::Waiting => (InstancePhase::Pending, None, None),
             };
-            settled &= phase != InstancePhase::Pending || !self.with.runtime.is_compiled(&placed.spec.digest);
+            settled &= phase != InstancePhase::Pending || !self.with.cache.is_compiled(&placed.spec.digest);
             entries.push(InstanceEntry { spec: placed.spec.clone(), phase, reason, instance });
         }
         InstancesStatus { settled, entries }

@@ -140,6 +140,7 @@ fn apply(inputs: &mut Inputs, plan: &Plan, ready: &dyn Fn(&Placed) -> InstancePh
                 in_flight: 0,
                 queued: 0,
                 counters: InstanceCounters::default(),
+                limits: Vec::new(),
                 reason: Some("no such import".into()),
             })
             .collect();

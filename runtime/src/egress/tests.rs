@@ -2,12 +2,20 @@
 
 use super::*;
 
+fn instance() -> InstanceId {
+    InstanceId::new("app-r1-0").expect("an id")
+}
+
+fn network(allow_private: bool, ca_pem: Option<&str>) -> Network {
+    let dialer = Arc::new(NetworkDialer { allow_private });
+    Network::new(dialer, ca_pem.map(str::as_bytes)).expect("usable authorities")
+}
+
 #[test]
 fn patterns_match_whole_names_and_ports() {
     let egress = |hosts: &[&str]| {
         let hosts: Vec<String> = hosts.iter().map(|h| (*h).to_owned()).collect();
-        let network = Network::new(false, None).expect("always");
-        Egress::new(&hosts, &network, Arc::new(LimitCounters::default()))
+        Egress::new(instance(), &hosts, &network(false, None), Arc::new(LimitCounters::default()))
     };
     let some = egress(&["api.example.org", "*.example.com", "db.internal:8080", "[2001:db8::1]:80"]).expect("valid");
     for (host, port, tls, expected) in [
@@ -159,7 +167,7 @@ impl Guest {
         let said = Arc::new(Said::default());
         let sink = Arc::clone(&said) as Arc<dyn crate::LogSink>;
         let log = SandboxLog::new(Arc::new(crate::logs::InstanceLog::new(sink, Arc::clone(&counters))));
-        Self { egress: Egress::new(hosts, network, counters).expect("valid"), log, said }
+        Self { egress: Egress::new(instance(), hosts, network, counters).expect("valid"), log, said }
     }
 
     async fn ask(&self, url: &str) -> Result<String, Error> {
@@ -179,10 +187,8 @@ impl Guest {
 
 #[tokio::test]
 async fn https_needs_a_trusted_certificate_for_the_name() {
-    let dir = tempfile::tempdir().expect("a directory");
     let (ours, foreign) = (Authority::new("ours"), Authority::new("foreign"));
-    let ca = dir.path().join("ca.pem");
-    std::fs::write(&ca, format!("# The cloud's own authority.\n{}", ours.pem)).expect("written");
+    let ca = format!("# The cloud's own authority.\n{}", ours.pem);
     let mut tasks = tokio::task::JoinSet::new();
     let good = serve(&mut tasks, Some(ours.server("localhost", 2100))).await;
     let other_name = serve(&mut tasks, Some(ours.server("other.example", 2100))).await;
@@ -192,8 +198,7 @@ async fn https_needs_a_trusted_certificate_for_the_name() {
     let hosts: Vec<_> =
         [good, other_name, expired, unknown, plain].iter().map(|port| format!("localhost:{port}")).collect();
 
-    let network = Network::new(true, Some(&ca)).expect("a usable file");
-    let guest = Guest::new(&network, &hosts);
+    let guest = Guest::new(&network(true, Some(&ca)), &hosts);
     assert_eq!(guest.ask(&format!("https://localhost:{good}/")).await.expect("trusted"), "ok");
     for (port, why) in [(other_name, "not valid for name"), (expired, "xpired"), (unknown, "UnknownIssuer")] {
         let refused = guest.ask(&format!("https://localhost:{port}/")).await;
@@ -204,8 +209,8 @@ async fn https_needs_a_trusted_certificate_for_the_name() {
     let refused = guest.ask(&format!("https://localhost:{plain}/")).await;
     assert!(matches!(refused, Err(Error::Tls(_))), "{refused:?}");
 
-    // Without the file the public authorities alone count.
-    let public = Guest::new(&Network::new(true, None).expect("always"), &hosts);
+    // Without it the public authorities alone count.
+    let public = Guest::new(&network(true, None), &hosts);
     let refused = public.ask(&format!("https://localhost:{good}/")).await;
     assert!(matches!(refused, Err(Error::TlsCertificateError)), "{refused:?}");
 }
@@ -216,7 +221,7 @@ async fn plain_http_and_internal_addresses_need_their_permission() {
     let (named, unnamed) = (serve(&mut tasks, None).await, serve(&mut tasks, None).await);
     // A host without a port stands for the scheme's own port only.
     let hosts = [format!("localhost:{named}"), "localhost".to_owned()];
-    let guest = Guest::new(&Network::new(true, None).expect("always"), &hosts);
+    let guest = Guest::new(&network(true, None), &hosts);
     assert_eq!(guest.ask(&format!("http://localhost:{named}/")).await.expect("named"), "ok");
     for url in [format!("http://localhost:{unnamed}/"), format!("http://127.0.0.1:{named}/")] {
         let refused = guest.ask(&url).await;
@@ -224,27 +229,20 @@ async fn plain_http_and_internal_addresses_need_their_permission() {
     }
     assert!(guest.logged("not in allowed_outbound_hosts"));
     // The manifest does not decide on internal addresses: the operator does.
-    let guest = Guest::new(&Network::new(false, None).expect("always"), &hosts);
+    let guest = Guest::new(&network(false, None), &hosts);
     let refused = guest.ask(&format!("http://localhost:{named}/")).await;
     assert!(matches!(refused, Err(Error::DestinationIpProhibited)), "{refused:?}");
     assert!(guest.logged("its address is internal"));
 }
 
 #[test]
-fn a_file_without_a_usable_authority_is_an_error() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let file = dir.path().join("ca.pem");
-    assert!(matches!(Network::new(false, Some(&file)), Err(crate::RuntimeError::OutboundCa { .. })), "no file");
+fn a_text_without_a_usable_authority_is_an_error() {
     let good = Authority::new("one").pem;
     let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
     let noise = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     for bad in ["", "nonsense", "\0\u{1b}", key, noise, &good[..good.len() / 2], &format!("{good}{noise}")] {
-        std::fs::write(&file, bad).expect("written");
-        match Network::new(false, Some(&file)) {
-            Err(e @ crate::RuntimeError::OutboundCa { .. }) => assert!(e.to_string().contains("ca.pem"), "{e}"),
-            other => panic!("{bad:?}: {:?}", other.map(|_| ())),
-        }
+        let refused = check_outbound_ca(bad.as_bytes());
+        assert!(matches!(refused, Err(crate::RuntimeError::OutboundCa(_))), "{bad:?}: {refused:?}");
     }
-    std::fs::write(&file, format!("{good}\n{}", Authority::new("two").pem)).expect("written");
-    assert!(Network::new(false, Some(&file)).is_ok());
+    check_outbound_ca(format!("{good}\n{}", Authority::new("two").pem).as_bytes()).expect("usable");
 }

@@ -13,8 +13,8 @@ use marcato_api::{
 };
 
 use crate::{
-    CompileError, CompilerCommand, Instance, InstanceSetup, LoadError, LogSink, PoolConfig, RequestBody, Runtime,
-    RuntimeConfig, Services,
+    CodeCache, CompileError, CompilerCommand, Instance, InstanceSetup, LoadError, LogSink, NetworkDialer, PoolConfig,
+    RequestBody, Runtime, RuntimeConfig, Services,
 };
 
 #[derive(Default)]
@@ -28,6 +28,7 @@ impl LogSink for Lines {
 
 struct Fixture {
     runtime: Runtime,
+    cache: CodeCache,
     dir: tempfile::TempDir,
     lines: Arc<Lines>,
 }
@@ -49,6 +50,11 @@ fn compiler_process() {
     }
 }
 
+fn runtime_config(pool: PoolConfig, cache: CodeCache) -> RuntimeConfig {
+    let dialer = Arc::new(NetworkDialer { allow_private: false });
+    RuntimeConfig { pool, code: Arc::new(cache), dialer, outbound_ca_pem: None }
+}
+
 impl Fixture {
     fn new() -> Self {
         Self::sized(16, ByteCount::mib(1024))
@@ -57,18 +63,13 @@ impl Fixture {
     fn sized(sandboxes: u32, memory: ByteCount) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let pool = PoolConfig { keep_resident: ByteCount::kib(64), ..PoolConfig::for_host(sandboxes, memory) };
-        let config = RuntimeConfig {
-            cache_dir: dir.path().join("cache"),
-            compiler: compiler(),
-            pool,
-            allow_private_egress: false,
-            outbound_ca_file: None,
-        };
-        Self { runtime: Runtime::new(config).expect("a runtime"), dir, lines: Arc::new(Lines::default()) }
+        let cache = CodeCache::open(&dir.path().join("cache"), compiler()).expect("a cache");
+        let runtime = Runtime::new(runtime_config(pool, cache.clone())).expect("a runtime");
+        Self { runtime, cache, dir, lines: Arc::new(Lines::default()) }
     }
 
     async fn start(&self, component: &[u8], config: RevisionConfig) -> Instance {
-        let digest = self.runtime.compile_here(component).expect("compiles");
+        let digest = self.cache.compile_here(component).expect("compiles");
         let code = self.runtime.load(&digest).await.expect("loads");
         let setup = InstanceSetup {
             id: InstanceId::new("app-r1-0").expect("an id"),
@@ -398,12 +399,12 @@ async fn request_bodies_over_the_limit_are_refused() {
 #[tokio::test]
 async fn what_does_not_link_is_told_in_words() {
     let f = Fixture::new();
-    let digest = f.runtime.compile_here(&guests::alien()).expect("compiles");
+    let digest = f.cache.compile_here(&guests::alien()).expect("compiles");
     match f.runtime.load(&digest).await {
         Err(LoadError::MissingImport { import, .. }) => assert_eq!(import, "acme:rocket/launch@1.0.0"),
         other => panic!("{other:?}"),
     }
-    let digest = f.runtime.compile_here(&guests::empty()).expect("compiles");
+    let digest = f.cache.compile_here(&guests::empty()).expect("compiles");
     assert!(matches!(f.runtime.load(&digest).await, Err(LoadError::NoHandler)));
     let unknown = Digest::of(b"never seen");
     assert!(matches!(f.runtime.load(&unknown).await, Err(LoadError::NotCompiled(_))));
@@ -412,7 +413,7 @@ async fn what_does_not_link_is_told_in_words() {
 #[tokio::test]
 async fn changed_code_is_refused() {
     let f = Fixture::new();
-    let digest = f.runtime.compile_here(&guests::hello()).expect("compiles");
+    let digest = f.cache.compile_here(&guests::hello()).expect("compiles");
     let cache = f.dir.path().join("cache");
     let file = || {
         let entries = std::fs::read_dir(&cache).expect("a directory").map(|e| e.expect("an entry").path());
@@ -427,18 +428,28 @@ async fn changed_code_is_refused() {
     for bad in [flipped, unsigned, good[..20].to_vec(), Vec::new(), b"MARCATO1".repeat(100)] {
         std::fs::write(&path, &bad).expect("writable");
         assert!(matches!(f.runtime.load(&digest).await, Err(LoadError::Tampered { .. })));
-        assert!(!f.runtime.is_compiled(&digest), "a refused file is removed");
+        assert!(!f.cache.is_compiled(&digest), "a refused file is removed");
     }
+    // What was found right once is looked at again when the file changes.
+    std::fs::write(&path, &good).expect("writable");
+    f.runtime.load(&digest).await.expect("as it was");
+    f.runtime.load(&digest).await.expect("still");
+    let mut longer = good.clone();
+    longer.push(0);
+    let fresh = cache.join("fresh");
+    std::fs::write(&fresh, &longer).expect("writable");
+    std::fs::rename(&fresh, &path).expect("renamed");
+    assert!(matches!(f.runtime.load(&digest).await, Err(LoadError::Tampered { .. })));
     // The code of one component is not the code of another.
     std::fs::write(&path, &good).expect("writable");
     f.runtime.load(&digest).await.expect("as it was");
-    let other = f.runtime.compile_here(&guests::trap()).expect("compiles");
+    let other = f.cache.compile_here(&guests::trap()).expect("compiles");
     let other_path = cache.join(path.file_name().expect("a name").to_string_lossy().replace(digest.hex(), other.hex()));
     std::fs::write(&other_path, &good).expect("writable");
     assert!(matches!(f.runtime.load(&other).await, Err(LoadError::Tampered { .. })));
-    f.runtime.forget(&digest).expect("removed");
-    f.runtime.forget(&digest).expect("fine when it is gone");
-    assert!(!f.runtime.is_compiled(&digest));
+    f.cache.forget(&digest).expect("removed");
+    f.cache.forget(&digest).expect("fine when it is gone");
+    assert!(!f.cache.is_compiled(&digest));
 }
 
 #[tokio::test]
@@ -448,13 +459,13 @@ async fn components_compile_in_a_process_of_their_own() {
     let hello = guests::hello();
     std::fs::write(&path, &hello).expect("writable");
     let digest = Digest::of(&hello);
-    f.runtime.compile(&digest, &path).await.expect("compiles");
-    f.runtime.compile(&digest, &path).await.expect("fine again");
+    f.cache.compile(&digest, &path).await.expect("compiles");
+    f.cache.compile(&digest, &path).await.expect("fine again");
     f.runtime.load(&digest).await.expect("loads");
 
     let wrong = Digest::of(b"other");
-    assert!(matches!(f.runtime.compile(&wrong, &path).await, Err(CompileError::WrongDigest { .. })));
-    assert!(matches!(f.runtime.compile(&wrong, f.dir.path()).await, Err(CompileError::Read(_))));
+    assert!(matches!(f.cache.compile(&wrong, &path).await, Err(CompileError::WrongDigest { .. })));
+    assert!(matches!(f.cache.compile(&wrong, f.dir.path()).await, Err(CompileError::Read(_))));
 
     let mut cut = hello.clone();
     cut.truncate(hello.len() / 2);
@@ -468,7 +479,7 @@ async fn components_compile_in_a_process_of_their_own() {
         ([&b"\0asm\x0d\0\x01\0"[..], &[0xff; 64]].concat(), ""),
     ] {
         std::fs::write(&path, &bad).expect("writable");
-        match f.runtime.compile(&Digest::of(&bad), &path).await {
+        match f.cache.compile(&Digest::of(&bad), &path).await {
             Err(CompileError::Rejected(text)) => assert!(text.contains(says) && !text.is_empty(), "{text}"),
             other => panic!("{other:?}"),
         }
@@ -499,16 +510,9 @@ async fn a_compiler_that_hangs_or_dies_is_told_apart() {
 #[tokio::test]
 async fn a_pool_that_cannot_be_had_is_an_error() {
     let dir = tempfile::tempdir().expect("a directory");
-    let runtime = |sandboxes| {
-        let config = RuntimeConfig {
-            cache_dir: dir.path().join("cache"),
-            compiler: compiler(),
-            pool: PoolConfig::for_host(sandboxes, ByteCount::mib(1024)),
-            allow_private_egress: false,
-            outbound_ca_file: None,
-        };
-        Runtime::new(config)
-    };
+    let cache = CodeCache::open(&dir.path().join("cache"), compiler()).expect("a cache");
+    let runtime =
+        |sandboxes| Runtime::new(runtime_config(PoolConfig::for_host(sandboxes, ByteCount::mib(1024)), cache.clone()));
     assert!(matches!(runtime(0), Err(crate::RuntimeError::PoolConfig { field: "sandboxes", .. })));
     // 100,000 sandboxes of 4 GiB address space each are more than the 128 TiB of a process.
     assert!(matches!(runtime(100_000), Err(crate::RuntimeError::Pool { .. })));

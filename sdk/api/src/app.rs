@@ -206,12 +206,27 @@ pub struct Limits {
     pub instance_memory_bytes: Bytes,
     /// From the request's arrival to the response's last byte (1 ms to 1 h; default 30 s). 504.
     pub time_ms: Millis,
+    /// From the request's arrival to the head of the response (1 ms to 1 h; default 30 s). 504.
+    pub first_byte_ms: Millis,
+    /// Longest time without a byte of a response that streams, or of the request's body meanwhile (1 ms to 1 h; default
+    /// 10 s). The stream is cut.
+    pub idle_ms: Millis,
     /// CPU time of one request (1 ms to 10 min; default 1 s). 504.
     pub cpu_ms: Millis,
     /// Longest request body (0 to 1 TiB; default 16 MiB). 413.
     pub request_body_bytes: Bytes,
     /// Longest response body (default 1 GiB). The stream is cut.
     pub response_body_bytes: Bytes,
+    /// Memory that the host holds for one sandbox: bodies in flight, header fields, handles, calls (256 KiB to 64 MiB;
+    /// default 8 MiB). The call that would go over it fails.
+    pub buffer_bytes: Bytes,
+    /// Outbound requests of one request (0 to 10,000; default 32). `connection-limit-reached`.
+    pub outbound_requests: u32,
+    /// Outbound requests in flight of one request (0 to 256; default 16). `connection-limit-reached`.
+    pub outbound_concurrent: u32,
+    /// Bytes of the bodies of all outbound requests and their responses, of one request (0 to 1 TiB; default 64 MiB).
+    /// `HTTP-request-body-size` or `HTTP-response-body-size`.
+    pub outbound_bytes: Bytes,
 }
 
 impl Default for Limits {
@@ -223,6 +238,12 @@ impl Default for Limits {
             cpu_ms: Millis::secs(1),
             request_body_bytes: Bytes::mib(16),
             response_body_bytes: Bytes::mib(1024),
+            first_byte_ms: Millis::secs(30),
+            idle_ms: Millis::secs(10),
+            buffer_bytes: Bytes::mib(8),
+            outbound_requests: 32,
+            outbound_concurrent: 16,
+            outbound_bytes: Bytes::mib(64),
         }
     }
 }
@@ -255,6 +276,12 @@ impl RevisionConfig {
             ("limits.cpu_ms", l.cpu_ms.0, 1, 600_000),
             ("limits.request_body_bytes", l.request_body_bytes.0, 0, 1 << 40),
             ("limits.response_body_bytes", l.response_body_bytes.0, 0, 1 << 40),
+            ("limits.first_byte_ms", l.first_byte_ms.0, 1, 3_600_000),
+            ("limits.idle_ms", l.idle_ms.0, 1, 3_600_000),
+            ("limits.buffer_bytes", l.buffer_bytes.0, 256 << 10, 64 << 20),
+            ("limits.outbound_requests", u64::from(l.outbound_requests), 0, 10_000),
+            ("limits.outbound_concurrent", u64::from(l.outbound_concurrent), 0, 256),
+            ("limits.outbound_bytes", l.outbound_bytes.0, 0, 1 << 40),
             ("reuse.max_requests", u64::from(self.reuse.max_requests), 1, 1_000_000),
             ("reuse.concurrent", u64::from(self.reuse.concurrent), 1, 10_000),
             ("env (entries)", self.env.len() as u64, 0, 256),

@@ -1,5 +1,6 @@
 //! What a host is told (`HostConfig`) and what it reports (`Inventory`).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,8 +11,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AppBudget, AppName, Bytes, Digest, Generation, HostId, InstanceId, Isolation, OrgName, RevisionConfig,
-    RevisionNumber, ServiceId, ServiceKind, SpaceName,
+    AppName, Bytes, Digest, Generation, HostId, InstanceId, Isolation, OrgName, RevisionConfig, RevisionNumber,
+    ServiceId, ServiceKind, SpaceName,
 };
 
 /// Where a host listens: `tcp:127.0.0.1:7301` or `unix:/run/marcato/ingress.sock`.
@@ -113,9 +114,51 @@ pub struct InstanceSpec {
     /// Which worker process it runs in.
     #[serde(default)]
     pub isolation: Isolation,
-    /// What the operator gives its app on this host, beside the limits in `config`.
+    /// What the operator lets its app have on this host.
     #[serde(default)]
     pub budget: AppBudget,
+}
+
+/// What the operator lets an app have on one host, over all its instances there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct AppBudget {
+    /// Linear memory of all its sandboxes; `None` leaves it to the host's total.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app_memory_bytes: Option<Bytes>,
+    /// Memory that the host holds for all its sandboxes: bodies in flight, header fields, handles, calls.
+    pub app_buffer_bytes: Bytes,
+    /// Outbound requests in flight.
+    pub app_outbound_concurrent: u32,
+    /// Clocks of its guests tick once a millisecond, so that they tell little about what runs beside them.
+    pub coarse_clocks: bool,
+    /// Its share of the CPU beside other apps (1 to 1,000).
+    pub cpu_weight: u32,
+    /// CPU in thousandths of a core; slowed beyond. `None`: as its share allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_cap_millis: Option<u32>,
+    /// Whether outbound requests may reach private addresses. `None`: as the host says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_private_egress: Option<bool>,
+    /// Log bytes in a second. `None`: as the host says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_bytes_per_s: Option<Bytes>,
+}
+
+impl Default for AppBudget {
+    fn default() -> Self {
+        Self {
+            app_memory_bytes: None,
+            app_buffer_bytes: Bytes::mib(64),
+            app_outbound_concurrent: 256,
+            coarse_clocks: false,
+            cpu_weight: 100,
+            cpu_cap_millis: None,
+            allow_private_egress: None,
+            log_bytes_per_s: None,
+        }
+    }
 }
 
 /// What an instance should do.
@@ -274,9 +317,51 @@ pub struct InstanceStatus {
     pub queued: u32,
     /// Totals since the instance started.
     pub counters: InstanceCounters,
+    /// Limits that were used or fired; those that are not here never were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<LimitUsage>,
     /// Why it failed, when it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// How far a limit is used. Sizes are in bytes and times in milliseconds, as the name says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LimitUsage {
+    /// Its name, as in docs/limits.md.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub name: Cow<'static, str>,
+    /// What it is counted over.
+    pub scope: LimitScope,
+    /// The limit; absent when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+    /// What is used now; 0 for limits of a call, a request or a sandbox, of which there are many at once.
+    pub used: u64,
+    /// The most that was ever used; 0 where nothing is measured.
+    pub peak: u64,
+    /// How often it fired.
+    pub fired: u64,
+}
+
+/// What a limit is counted over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum LimitScope {
+    /// One call from guest to host.
+    Call,
+    /// One request.
+    Request,
+    /// One sandbox.
+    Sandbox,
+    /// All sandboxes of an instance.
+    Instance,
+    /// All instances of an app on one host.
+    App,
+    /// All apps of a host.
+    Host,
 }
 
 /// How an instance stands.

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use http_body_util::Full;
 use marcato_api::Generation;
-use marcato_runtime::{PoolConfig, RuntimeConfig};
 
 use super::*;
 use crate::testing::config as host_config;
@@ -21,16 +20,9 @@ struct Fixture {
 fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let store = ComponentStore::open(dir.path().join("components")).unwrap();
-    let runtime = Runtime::new(RuntimeConfig {
-        cache_dir: dir.path().join("cache"),
-        compiler: host_config("h1", dir.path()).compiler,
-        pool: PoolConfig::for_host(2, marcato_api::Bytes::mib(64)),
-        allow_private_egress: false,
-        outbound_ca_file: None,
-    })
-    .unwrap();
+    let cache = CodeCache::open(&dir.path().join("cache"), host_config("h1", dir.path()).compiler).unwrap();
     let wake = Arc::new(Notify::new());
-    let components = Components::new(store.clone(), runtime, Arc::new(Metrics::new("h1")), wake.clone());
+    let components = Components::new(store.clone(), cache, Arc::new(Metrics::new("h1")), wake.clone());
     Fixture { _dir: dir, components, store, wake }
 }
 
@@ -64,7 +56,7 @@ async fn an_unused_component_goes_after_its_grace() {
     assert_eq!(f.pass().await.len(), 1, "within the grace it stays");
     *f.components.last_needed.get_mut(&digest).unwrap() = Instant::now() - GRACE;
     assert_eq!(f.pass().await, []);
-    assert!(!f.components.runtime.is_compiled(&digest) && f.store.list().unwrap().is_empty());
+    assert!(!f.components.cache.is_compiled(&digest) && f.store.list().unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -157,6 +157,7 @@ mod tests {
             in_flight: 1,
             queued: 0,
             counters: Default::default(),
+            limits: Vec::new(),
             reason: None,
         };
         let host = HostId::new("h1").unwrap();

@@ -88,6 +88,21 @@ pub(crate) struct LimitsTable {
     pub(crate) request_body: Option<Size>,
     /// Longest response body (default `1GiB`).
     pub(crate) response_body: Option<Size>,
+    /// From the request's arrival to the head of the response, `1ms` to `1h` (default `30s`).
+    pub(crate) first_byte: Option<Interval>,
+    /// Longest time without a byte while a response streams, `1ms` to `1h` (default `10s`).
+    pub(crate) idle: Option<Interval>,
+    /// Memory that the host holds for one sandbox: bodies in flight, header fields, handles; `256KiB` to `64MiB`
+    /// (default `8MiB`).
+    pub(crate) buffer: Option<Size>,
+    /// Outbound requests of one request (default 32).
+    #[schemars(range(min = 0, max = 10_000))]
+    pub(crate) outbound_requests: Option<u32>,
+    /// Outbound requests in flight of one request (default 16).
+    #[schemars(range(min = 0, max = 256))]
+    pub(crate) outbound_concurrent: Option<u32>,
+    /// Bodies of all outbound requests and their responses, of one request (default `64MiB`).
+    pub(crate) outbound: Option<Size>,
 }
 
 /// How long a sandbox lives. Absent: one request.
@@ -156,6 +171,12 @@ impl Manifest {
                 cpu_ms: self.limits.cpu.map_or(l.cpu_ms, |t| t.0),
                 request_body_bytes: self.limits.request_body.map_or(l.request_body_bytes, |s| s.0),
                 response_body_bytes: self.limits.response_body.map_or(l.response_body_bytes, |s| s.0),
+                first_byte_ms: self.limits.first_byte.map_or(l.first_byte_ms, |t| t.0),
+                idle_ms: self.limits.idle.map_or(l.idle_ms, |t| t.0),
+                buffer_bytes: self.limits.buffer.map_or(l.buffer_bytes, |s| s.0),
+                outbound_requests: self.limits.outbound_requests.unwrap_or(l.outbound_requests),
+                outbound_concurrent: self.limits.outbound_concurrent.unwrap_or(l.outbound_concurrent),
+                outbound_bytes: self.limits.outbound.map_or(l.outbound_bytes, |s| s.0),
             },
             reuse: Reuse {
                 max_requests: self.reuse.max_requests.unwrap_or(r.max_requests),
