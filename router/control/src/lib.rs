@@ -17,6 +17,7 @@ mod state;
 mod store;
 mod tasks;
 mod tls;
+mod usage;
 
 pub use blobs::{BlobError, Blobs};
 pub use ca::{Authority, CaError, Leaf};
@@ -25,7 +26,7 @@ pub use files::FileError;
 pub use hosts::HostClients;
 pub use observed::{Observed, ObservedCell, ObservedHost};
 pub use state::{
-    ComponentRecord, Deed, Desired, HostRecord, JoinOutcome, JoinTokenRecord, RevisionDraft, SealError, SealKey,
+    ComponentRecord, Deed, Desired, HostRecord, JoinOutcome, JoinTokenRecord, Policies, PolicyRecord, RevisionDraft, SealError, SealKey,
     ServiceRecord, State, StateError, StateResult, TokenRecord,
 };
 pub use store::{
@@ -33,3 +34,4 @@ pub use store::{
 };
 pub use tasks::{Tasks, spawn as spawn_tasks};
 pub use tls::ReloadingCert;
+pub use usage::{UsageError, UsageStore};

@@ -7,6 +7,7 @@
 mod access;
 mod admin_api;
 mod app;
+mod budgets;
 mod capability;
 mod event;
 mod fleet;
@@ -31,6 +32,7 @@ pub use app::{
     App, AppState, AppStatus, AppSummary, AppUpdate, Binding, InstanceView, Limits, LimitsError, NewApp, NewRevision,
     Reuse, Revision, RevisionConfig, RevisionPhase, Route,
 };
+pub use budgets::{AppLimits, LimitSource, LimitView};
 pub use capability::{Grant, grant_for, interface_of};
 pub use event::{Event, Outcome};
 pub use fleet::{HostState, HostView, JoinRequest, JoinResponse, JoinToken, NewToken, Role, Token, TokenSecret};

@@ -9,7 +9,9 @@ mod body;
 mod components;
 mod extract;
 mod hosts;
+mod limits;
 mod logs;
+mod policies;
 mod problem;
 mod revisions;
 mod routes;
@@ -21,6 +23,7 @@ mod status;
 mod tests;
 mod tokens;
 mod unread;
+mod usage;
 
 use std::sync::Arc;
 
@@ -38,6 +41,7 @@ use crate::ca::Authority;
 use crate::hosts::HostClients;
 use crate::observed::ObservedCell;
 use crate::state::{State, StateError};
+use crate::usage::UsageStore;
 
 pub(crate) use routes::router;
 pub(crate) use server::serve;
@@ -57,6 +61,7 @@ pub(crate) struct Shared {
     pub(crate) state: State,
     pub(crate) blobs: Blobs,
     pub(crate) observed: Arc<ObservedCell>,
+    pub(crate) usage: UsageStore,
     pub(crate) authority: Arc<Authority>,
     pub(crate) hosts: HostClients,
     pub(crate) domain: String,
