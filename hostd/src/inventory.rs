@@ -55,7 +55,7 @@ fn instance_status(entry: &InstanceEntry) -> InstanceStatus {
         in_flight: live.map_or(0, Instance::in_flight),
         queued: live.map_or(0, Instance::queued),
         counters: live.map(Instance::counters).unwrap_or_default(),
-        limits: live.map(Instance::limits_used).unwrap_or_default(),
+        limits: Vec::new(),
         reason: entry.reason.clone(),
     }
 }

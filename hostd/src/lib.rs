@@ -27,6 +27,7 @@ mod run;
 mod serve;
 pub mod services;
 mod tls;
+mod usage;
 mod workers;
 
 #[cfg(test)]
@@ -38,6 +39,7 @@ pub use identity::IdentityError;
 pub use ledger::LedgerError;
 pub use run::run;
 pub use tls::TlsError;
+pub use usage::UsageError;
 
 // For the `marcato` command, which starts the daemon and is its compiler.
 pub use marcato_runtime::{CompileError, CompilerCommand, compile_child};

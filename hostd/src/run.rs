@@ -38,6 +38,7 @@ use crate::remote::ServiceCalls;
 use crate::renewal::Renewal;
 use crate::serve::{Bounds, Security, serve};
 use crate::services::ServiceHost;
+use crate::usage::{self, UsageLedger};
 use crate::workers::Workers;
 
 /// For requests in flight at the end.
@@ -158,6 +159,7 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
     let started_at = Timestamp::now();
     let boot = u64::try_from(started_at.as_millisecond()).unwrap_or_default();
     let logs = Logs::new(boot, shutdown.clone());
+    let usage = UsageLedger::open(&dir.join("usage.sqlite"))?;
     let map = Arc::new(InstanceMap::default());
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let capacity = HostCapacity { memory_bytes: cfg.memory, cpu_millis: cores as u64 * 1000, sandboxes: cfg.sandboxes };
@@ -177,6 +179,7 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
         runtime: runtime.clone(),
         services: services.clone(),
         logs: logs.clone(),
+        usage: usage.clone(),
         metrics: metrics.clone(),
         component_status: component_status.clone(),
         instance_status: instance_status.clone(),
@@ -187,6 +190,8 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
 
     let stop = CancellationToken::new();
     let mut reconcilers = JoinSet::new();
+    let mut meters = usage::Meters::new(instance_status.clone());
+    reconcilers.spawn(usage.run(move |ledger| meters.measure(ledger), stop.clone()));
     let service_reconciler = Services { own: cfg.id.clone(), host: services, calls: calls.clone() };
     reconcilers.spawn(drive(
         service_reconciler,

@@ -1,8 +1,8 @@
 //! The usage ledger: what each app used on this host, hour by hour, on disk.
 //!
 //! Owns: the file, when it is written (each second, so a kill loses at most the last one), and how long an hour is kept.
-//! Does not own what is counted: whoever hears a worker's counters gives differences ([`Meter`]) to
-//! [`UsageLedger::record`]. Flow: workers -> meter -> here -> HostApi (`GET /v1/usage`) -> control plane.
+//! Does not own what is counted: [`Meters`] hears the instances' counters and records differences. Flow:
+//! instances -> meters -> here -> HostApi (`GET /v1/usage`) -> control plane.
 //!
 //! Every change of an hour's total gets the next change number. A reader asks for what changed after the last number
 //! that it saw and gets absolute totals: it may ask again, be away for weeks, or start anew, and nothing is lost or
@@ -18,8 +18,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use marcato_api::{AppName, AppUsageHour, InstanceCounters, InstanceId, OrgName, UsageCursor, UsageDelta, UsagePage};
+use marcato_runtime::Instance;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::reconcile::instances::InstancesStatus;
 
 /// How often what was recorded goes to the disk: the most that a kill loses.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
@@ -41,7 +45,7 @@ const SCHEMA: &str = "
 
 /// Why the ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum UsageError {
+pub enum UsageError {
     /// The file cannot be made.
     #[error("the usage ledger {} cannot be made", path.display())]
     File {
@@ -139,13 +143,15 @@ impl UsageLedger {
         Ok(written?)
     }
 
-    /// Flushes each second, forgets old hours, and flushes once more at the end.
-    pub(crate) async fn run(self, stop: CancellationToken) {
+    /// Flushes each second, forgets old hours, and flushes once more at the end. `measure` is called before each
+    /// flush: whoever has numbers records them then.
+    pub(crate) async fn run(self, mut measure: impl FnMut(&Self) + Send, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(FLUSH_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut forgotten = 0;
         loop {
             let ended = stop.run_until_cancelled(ticks.tick()).await.is_none();
+            measure(&self);
             let (ledger, hour) = (self.clone(), hour_of(Timestamp::now()));
             let forget = hour != forgotten;
             let done = tokio::task::spawn_blocking(move || {
@@ -262,25 +268,58 @@ fn total_of(txn: &Transaction<'_>, hour: i64, app: &AppName, org: &OrgName) -> r
     Ok(found.optional()?.unwrap_or_default())
 }
 
-/// Makes differences of instances' counters, which only grow and begin anew with each instance's process.
-#[derive(Default)]
-pub(crate) struct Meter {
-    /// What was last heard of each instance.
-    last: HashMap<InstanceId, UsageDelta>,
+/// Hears the counters of this host's instances and records what came on top.
+pub(crate) struct Meters {
+    status: watch::Receiver<InstancesStatus>,
+    /// Each instance until it is gone and idle, with what was last heard of it.
+    known: HashMap<InstanceId, Metered>,
 }
 
-impl Meter {
-    /// What an instance used since it was last heard of. Counters that went back began anew: all of them is new.
-    pub(crate) fn difference(&mut self, instance: &InstanceId, counters: &InstanceCounters) -> UsageDelta {
-        let now = totals(counters);
-        let last = self.last.insert(instance.clone(), now).unwrap_or_default();
-        let anew = now.requests < last.requests || now.cpu_us < last.cpu_us;
-        if anew { now } else { now.since(&last) }
+struct Metered {
+    instance: Instance,
+    app: AppName,
+    org: OrgName,
+    last: UsageDelta,
+}
+
+impl Meters {
+    pub(crate) fn new(status: watch::Receiver<InstancesStatus>) -> Self {
+        Self { status, known: HashMap::new() }
     }
 
-    /// Forgets instances that are gone.
-    pub(crate) fn keep(&mut self, stays: impl Fn(&InstanceId) -> bool) {
-        self.last.retain(|id, _| stays(id));
+    /// Records what every instance used since the last time.
+    pub(crate) fn measure(&mut self, ledger: &UsageLedger) {
+        let entries = self.status.borrow_and_update().entries.clone();
+        let now = Timestamp::now();
+        for entry in &entries {
+            let Some(instance) = &entry.instance else { continue };
+            let made = || Metered {
+                instance: instance.clone(),
+                app: entry.spec.app.clone(),
+                org: entry.spec.org.clone(),
+                last: UsageDelta::default(),
+            };
+            // An id that was started anew counts from nothing.
+            let known = self.known.entry(entry.spec.id.clone()).or_insert_with(made);
+            if !known.instance.is(instance) {
+                known.record(ledger, now);
+                *known = made();
+            }
+        }
+        self.known.retain(|id, metered| {
+            // Looked at before it is measured: what ends in between is measured.
+            let idle = metered.instance.in_flight() == 0 && metered.instance.queued() == 0;
+            metered.record(ledger, now);
+            !idle || entries.iter().any(|e| e.spec.id == *id && e.instance.is_some())
+        });
+    }
+}
+
+impl Metered {
+    fn record(&mut self, ledger: &UsageLedger, now: Timestamp) {
+        let total = totals(&self.instance.counters());
+        ledger.record(&self.app, &self.org, total.since(&self.last), now);
+        self.last = total;
     }
 }
 
@@ -361,11 +400,14 @@ mod tests {
         ledger.record(&app("a3"), &org(), used(1), at(1));
         ledger.flush().unwrap();
         let page = ledger.page(cursor, 10).unwrap();
-        assert_eq!(page.items.iter().map(|i| (i.app.as_str(), i.total)).collect::<Vec<_>>(), [("a3", {
-            let mut twice = used(1);
-            twice.add(&used(1));
-            twice
-        })]);
+        assert_eq!(
+            page.items.iter().map(|i| (i.app.as_str(), i.total)).collect::<Vec<_>>(),
+            [("a3", {
+                let mut twice = used(1);
+                twice.add(&used(1));
+                twice
+            })]
+        );
         let other = UsageCursor { ledger: cursor.ledger ^ 1, ..cursor };
         assert_eq!(ledger.page(other, 10).unwrap().items.len(), 5, "another ledger's cursor is one before all");
     }
@@ -398,24 +440,12 @@ mod tests {
         assert!(matches!(UsageLedger::open(&other), Err(UsageError::Foreign(_))));
     }
 
-    #[test]
-    fn counters_that_began_anew_are_all_new() {
-        let mut meter = Meter::default();
-        let id = InstanceId::new("a-1").unwrap();
-        let counters = |requests| InstanceCounters { requests, cpu_us: requests * 7, ..InstanceCounters::default() };
-        assert_eq!(meter.difference(&id, &counters(5)).requests, 5);
-        assert_eq!(meter.difference(&id, &counters(8)).requests, 3);
-        assert_eq!(meter.difference(&id, &counters(2)).cpu_us, 14);
-        meter.keep(|_| false);
-        assert_eq!(meter.difference(&id, &counters(2)).requests, 2);
-    }
-
     #[tokio::test(start_paused = true)]
     async fn the_end_writes_what_is_left() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = UsageLedger::open(&dir.path().join("usage.sqlite")).unwrap();
         let stop = CancellationToken::new();
-        let task = tokio::spawn(ledger.clone().run(stop.clone()));
+        let task = tokio::spawn(ledger.clone().run(|_| {}, stop.clone()));
         ledger.record(&app("a"), &org(), used(4), Timestamp::now());
         stop.cancel();
         task.await.unwrap();

@@ -220,7 +220,6 @@ impl Instances {
             app: spec.app.clone(),
             revision: spec.revision,
             config: spec.config.clone(),
-            budget: spec.budget,
             services,
             logs: self.with.logs.sink(&spec.app, spec.revision, &spec.id),
         };

@@ -8,9 +8,9 @@ use std::future::Future;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Event, HostId, HostView, JoinRequest, JoinResponse,
-    JoinToken, NewApp, NewRevision, NewService, NewToken, Policy, PolicyScope, PolicyView, Problem, Revision,
-    RevisionNumber, Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport,
+    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Event, HostId, HostView, JoinRequest,
+    JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, Policy, PolicyScope, PolicyView, Problem,
+    Revision, RevisionNumber, Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport,
 };
 
 /// What every API call gives.

@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AppName, Bytes, Digest, Generation, HostId, InstanceId, Isolation, OrgName, RevisionConfig, RevisionNumber,
-    ServiceId, ServiceKind, SpaceName,
+    AppBudget, AppName, Bytes, Digest, Generation, HostId, InstanceId, Isolation, OrgName, RevisionConfig,
+    RevisionNumber, ServiceId, ServiceKind, SpaceName,
 };
 
 /// Where a host listens: `tcp:127.0.0.1:7301` or `unix:/run/marcato/ingress.sock`.
@@ -117,48 +117,6 @@ pub struct InstanceSpec {
     /// What the operator lets its app have on this host.
     #[serde(default)]
     pub budget: AppBudget,
-}
-
-/// What the operator lets an app have on one host, over all its instances there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(default)]
-pub struct AppBudget {
-    /// Linear memory of all its sandboxes; `None` leaves it to the host's total.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub app_memory_bytes: Option<Bytes>,
-    /// Memory that the host holds for all its sandboxes: bodies in flight, header fields, handles, calls.
-    pub app_buffer_bytes: Bytes,
-    /// Outbound requests in flight.
-    pub app_outbound_concurrent: u32,
-    /// Clocks of its guests tick once a millisecond, so that they tell little about what runs beside them.
-    pub coarse_clocks: bool,
-    /// Its share of the CPU beside other apps (1 to 1,000).
-    pub cpu_weight: u32,
-    /// CPU in thousandths of a core; slowed beyond. `None`: as its share allows.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_cap_millis: Option<u32>,
-    /// Whether outbound requests may reach private addresses. `None`: as the host says.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub allow_private_egress: Option<bool>,
-    /// Log bytes in a second. `None`: as the host says.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log_bytes_per_s: Option<Bytes>,
-}
-
-impl Default for AppBudget {
-    fn default() -> Self {
-        Self {
-            app_memory_bytes: None,
-            app_buffer_bytes: Bytes::mib(64),
-            app_outbound_concurrent: 256,
-            coarse_clocks: false,
-            cpu_weight: 100,
-            cpu_cap_millis: None,
-            allow_private_egress: None,
-            log_bytes_per_s: None,
-        }
-    }
 }
 
 /// What an instance should do.

@@ -37,9 +37,9 @@ pub use capability::{Grant, grant_for, interface_of};
 pub use event::{Event, Outcome};
 pub use fleet::{HostState, HostView, JoinRequest, JoinResponse, JoinToken, NewToken, Role, Token, TokenSecret};
 pub use host::{
-    AppBudget, CertificateRequest, CertificateTerm, ComponentState, ComponentStatus, HostAddress, HostCapacity,
-    HostConfig, HostUsage, InstanceCounters, InstancePhase, InstanceSpec, InstanceState, InstanceStatus, Inventory,
-    LimitScope, LimitUsage, NewCertificate, Peer, ServiceSpec, ServiceStatus,
+    CertificateRequest, CertificateTerm, ComponentState, ComponentStatus, HostAddress, HostCapacity, HostConfig,
+    HostUsage, InstanceCounters, InstancePhase, InstanceSpec, InstanceState, InstanceStatus, Inventory, LimitScope,
+    LimitUsage, NewCertificate, Peer, ServiceSpec, ServiceStatus,
 };
 pub use host_api::{HostApi, headers, host_paths};
 pub use ids::{
@@ -49,7 +49,9 @@ pub use ids::{
 pub use keyvalue::{KeyValueError, KeyValueRequest, KeyValueResponse};
 pub use logs::{LogCursor, LogLine, LogPage, LogQuery, LogStream};
 pub use outbound::OutboundHost;
-pub use policy::{Effective, Exceeded, Isolation, IsolationClass, Policy, PolicyError, PolicyScope, PolicyView};
+pub use policy::{
+    AppBudget, Effective, Exceeded, Isolation, IsolationClass, Policy, PolicyError, PolicyScope, PolicyView,
+};
 pub use problem::{Problem, ProblemKind};
 pub use service::{Backup, NewService, Service, ServiceKind};
 pub use units::{Bytes, Millis};

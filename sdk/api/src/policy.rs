@@ -11,9 +11,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    App, AppBudget, AppName, Bytes, IdError, LimitsError, Millis, OrgName, RevisionConfig, SpaceName, StoreRevision,
-};
+use crate::{App, AppName, Bytes, IdError, LimitsError, Millis, OrgName, RevisionConfig, SpaceName, StoreRevision};
 
 /// Which process an app's instances run in. A class for a virtual machine of its own comes after these.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -75,6 +73,49 @@ impl Isolation {
             IsolationClass::Shared if self.group.is_empty() => "shared".into(),
             IsolationClass::Shared => format!("shared-{}", self.group),
             IsolationClass::Process => format!("app-{app}"),
+        }
+    }
+}
+
+/// What the operator gives an app on each host, beside the limits of its revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct AppBudget {
+    /// Linear memory over all instances of the app on one host. `None`: what its instances may have.
+    pub app_memory_bytes: Option<Bytes>,
+    /// Memory that a host holds for all sandboxes of the app: bodies in flight, header fields, handles, calls.
+    pub app_buffer_bytes: Bytes,
+    /// The app's share of the CPU beside other apps (1 to 1,000).
+    pub cpu_weight: u32,
+    /// CPU of all the app's instances on one host, in thousandths of a core; slowed beyond. `None`: as its share allows.
+    pub cpu_cap_millis: Option<u32>,
+    /// Clocks that are too coarse to time a neighbour with.
+    pub coarse_clocks: bool,
+    /// Whether outbound requests may reach private addresses. `None`: as the host says.
+    pub allow_private_egress: Option<bool>,
+    /// Outbound requests in flight, over the app on one host. `None`: the host's default.
+    pub outbound_in_flight: Option<u32>,
+    /// Log bytes in a second, over the app on one host. `None`: the host's default.
+    pub log_bytes_per_s: Option<Bytes>,
+}
+
+impl AppBudget {
+    /// The share of an app for which nothing is set.
+    pub const DEFAULT_WEIGHT: u32 = 100;
+}
+
+impl Default for AppBudget {
+    fn default() -> Self {
+        Self {
+            app_memory_bytes: None,
+            app_buffer_bytes: Bytes::mib(64),
+            cpu_weight: Self::DEFAULT_WEIGHT,
+            cpu_cap_millis: None,
+            coarse_clocks: false,
+            allow_private_egress: None,
+            outbound_in_flight: None,
+            log_bytes_per_s: None,
         }
     }
 }
@@ -458,7 +499,7 @@ impl Effective {
         AppBudget {
             app_memory_bytes: p.app_memory_bytes,
             app_buffer_bytes: p.app_buffer_bytes.unwrap_or(usual.app_buffer_bytes),
-            app_outbound_concurrent: p.app_outbound_concurrent.unwrap_or(usual.app_outbound_concurrent),
+            outbound_in_flight: p.app_outbound_concurrent,
             coarse_clocks: p.coarse_clocks.unwrap_or(usual.coarse_clocks),
             cpu_weight: p.cpu_weight.unwrap_or(usual.cpu_weight),
             cpu_cap_millis: p.cpu_cap_millis,

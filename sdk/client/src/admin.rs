@@ -5,9 +5,10 @@ use std::sync::Arc;
 use futures::Stream;
 use http::Method;
 use marcato_api::{
-    AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostId, HostView,
-    JoinRequest, JoinResponse, JoinToken, LogLine, NewApp, NewRevision, NewService, NewToken, PageOf, Policy, PolicyScope, PolicyView, Problem,
-    ProblemKind, Revision, RevisionNumber, Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport, admin_paths,
+    AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostId,
+    HostView, JoinRequest, JoinResponse, JoinToken, LogLine, NewApp, NewRevision, NewService, NewToken, PageOf, Policy,
+    PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber, Service, ServiceName, StoreRevision,
+    Token, TokenSecret, UsageQuery, UsageReport, admin_paths,
 };
 use serde::de::DeserializeOwned;
 

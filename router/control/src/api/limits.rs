@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use marcato_api::{
-    ApiResult, AppBudget, AppLimits, AppName, Effective, LimitScope, LimitSource, LimitUsage, LimitView, Role,
-    RevisionConfig,
+    ApiResult, AppBudget, AppLimits, AppName, Effective, LimitScope, LimitSource, LimitUsage, LimitView,
+    RevisionConfig, Role,
 };
 
 use super::session::{OrProblem, Session};
@@ -87,7 +87,7 @@ fn given(budget: &AppBudget) -> [(&'static str, Option<u64>, &'static str); 6] {
     [
         ("app_memory_bytes", budget.app_memory_bytes.map(|b| b.0), "app_memory_bytes"),
         ("app_buffer_bytes", Some(budget.app_buffer_bytes.0), "app_buffer_bytes"),
-        ("app_outbound_concurrent", Some(budget.app_outbound_concurrent.into()), "app_outbound_concurrent"),
+        ("app_outbound_concurrent", budget.outbound_in_flight.map(u64::from), "app_outbound_concurrent"),
         ("log_rate", budget.log_bytes_per_s.map(|b| b.0), "log_bytes_per_s"),
         ("cpu_weight", Some(budget.cpu_weight.into()), "cpu_weight"),
         ("cpu_cap_millis", budget.cpu_cap_millis.map(u64::from), "cpu_cap_millis"),
@@ -122,7 +122,8 @@ fn views(
         let policy = effective.source(setting).cloned();
         let set_by = if policy.is_some() { LimitSource::Policy } else { LimitSource::Default };
         let scope = LimitScope::App;
-        let view = LimitView { name: name.into(), scope, limit, set_by, quota: None, policy, used: 0, peak: 0, fired: 0 };
+        let view =
+            LimitView { name: name.into(), scope, limit, set_by, quota: None, policy, used: 0, peak: 0, fired: 0 };
         items.push(with_usage(view, seen.remove(name)));
     }
     // What hosts and releases fix.
@@ -179,7 +180,10 @@ mod tests {
         let items = views(&effective, Some(&config), seen);
         let of = |name: &str| items.iter().find(|i| i.name == name).unwrap_or_else(|| panic!("{name}"));
         let memory = of("memory_bytes");
-        assert_eq!((memory.limit, memory.quota, memory.set_by), (Some(32 << 20), Some(64 << 20), LimitSource::Manifest));
+        assert_eq!(
+            (memory.limit, memory.quota, memory.set_by),
+            (Some(32 << 20), Some(64 << 20), LimitSource::Manifest)
+        );
         assert_eq!((memory.used, memory.peak, memory.fired, &memory.policy), (5, 2, 7, &Some(org.clone())));
         assert_eq!((of("cpu_ms").set_by, of("concurrency").set_by), (LimitSource::Default, LimitSource::Manifest));
         let (app, weight) = (of("app_memory_bytes"), of("cpu_weight"));

@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use marcato_api::{
-    ApiResult, App, Bytes, Effective, Etag, Exceeded, Millis, OrgName, PageOf, Policy, PolicyScope, PolicyView, Problem,
-    ProblemKind, Revision, RevisionConfig, Role, StoreRevision,
+    ApiResult, App, Bytes, Effective, Etag, Exceeded, Millis, OrgName, PageOf, Policy, PolicyScope, PolicyView,
+    Problem, ProblemKind, Revision, RevisionConfig, Role, StoreRevision,
 };
 
 use super::session::{OrProblem, Session, at_version, invalid};
@@ -37,7 +37,8 @@ fn place(scope: &PolicyScope) -> String {
 
 /// What of a quota is not kept, and who may change it.
 pub(super) fn words(over: &Exceeded, effective: &Effective) -> String {
-    let by = effective.source(over.setting).map_or_else(|| "a policy".into(), |s| format!("the policy of {}", place(s)));
+    let by =
+        effective.source(over.setting).map_or_else(|| "a policy".into(), |s| format!("the policy of {}", place(s)));
     format!(
         "{} is more than the quota of {} ({} in {by}); {WHO}",
         amount(over.field, over.value),
@@ -239,7 +240,6 @@ fn difference(old: &Policy, new: &Policy) -> String {
     let (old, new) = (fields(old), fields(new));
     let text = |v: Option<&serde_json::Value>| v.map_or_else(|| "unset".to_owned(), ToString::to_string);
     let changed = Policy::FIELDS.iter().filter(|f| old.get(**f) != new.get(**f));
-    let words: Vec<String> =
-        changed.map(|f| format!("{f} {} -> {}", text(old.get(*f)), text(new.get(*f)))).collect();
+    let words: Vec<String> = changed.map(|f| format!("{f} {} -> {}", text(old.get(*f)), text(new.get(*f)))).collect();
     if words.is_empty() { "nothing changed".into() } else { words.join("; ") }
 }

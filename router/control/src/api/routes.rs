@@ -6,9 +6,10 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json as Out, Router, middleware};
 use marcato_api::{
-    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostId, HostView, JoinRequest, JoinResponse,
-    JoinToken, NewApp, NewRevision, NewService, NewToken, PageOf, Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber,
-    Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport, admin_paths,
+    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostId, HostView, JoinRequest,
+    JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, PageOf, Policy, PolicyScope, PolicyView,
+    Problem, ProblemKind, Revision, RevisionNumber, Service, ServiceName, StoreRevision, Token, TokenSecret,
+    UsageQuery, UsageReport, admin_paths,
 };
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};

@@ -3,9 +3,10 @@
 //! Each verb is in the file of its noun; this one holds the checks that all share.
 
 use marcato_api::{
-    AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostId, HostView,
-    JoinRequest, JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, OrgName, Outcome, PageOf, Policy, PolicyScope, PolicyView, Problem,
-    ProblemKind, Revision, RevisionNumber, Role, Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport,
+    AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostId,
+    HostView, JoinRequest, JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, OrgName, Outcome,
+    PageOf, Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber, Role, Service,
+    ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport,
 };
 
 use super::{Api, state_problem};

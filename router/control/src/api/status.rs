@@ -2,9 +2,9 @@
 
 use marcato_api::{ApiResult, App, AppName, AppState, AppStatus, HostState, InstancePhase, InstanceView, Role, Route};
 
-use super::{Shared, policies};
 use super::revisions::hidden;
 use super::session::{OrProblem, Session};
+use super::{Shared, policies};
 use crate::observed::Observed;
 
 impl Session {

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marcato_api::{
-    ApiResult, HostState, OrgName, Problem, ProblemKind, Role, UsageGap, UsageQuery, UsageReport,
-};
+use marcato_api::{ApiResult, HostState, OrgName, Problem, ProblemKind, Role, UsageGap, UsageQuery, UsageReport};
 
 use super::apps::limit;
 use super::session::{OrProblem, Session, invalid};

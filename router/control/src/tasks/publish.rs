@@ -52,12 +52,8 @@ fn limits(input: &AppInput) -> marcato_api::Limits {
                 cpu_ms: w.cpu_ms.max(limits.cpu_ms),
                 request_body_bytes: w.request_body_bytes.max(limits.request_body_bytes),
                 response_body_bytes: w.response_body_bytes.max(limits.response_body_bytes),
-                first_byte_ms: w.first_byte_ms.max(limits.first_byte_ms),
-                idle_ms: w.idle_ms.max(limits.idle_ms),
-                buffer_bytes: w.buffer_bytes.max(limits.buffer_bytes),
-                outbound_requests: w.outbound_requests.max(limits.outbound_requests),
-                outbound_concurrent: w.outbound_concurrent.max(limits.outbound_concurrent),
-                outbound_bytes: w.outbound_bytes.max(limits.outbound_bytes),
+                // The edge looks at none of the others.
+                ..w
             },
         });
     }

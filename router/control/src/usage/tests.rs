@@ -70,9 +70,8 @@ async fn periods_filters_and_pages() {
     store.fold(&host("h1"), items, cursor(1, 1), now).await.unwrap();
     let report = async |w: Wish| store.report(w).await.unwrap();
     let days = report(wish(UsagePeriod::Day)).await.0;
-    let all: Vec<_> = [(0, "a", 3), (24, "a", 4), (720, "b", 8), (744, "a", 16)]
-        .map(|(h, a, n)| (h, a.to_owned(), n))
-        .into();
+    let all: Vec<_> =
+        [(0, "a", 3), (24, "a", 4), (720, "b", 8), (744, "a", 16)].map(|(h, a, n)| (h, a.to_owned(), n)).into();
     assert_eq!(told(&days), all);
     let months = report(wish(UsagePeriod::Month)).await.0;
     assert_eq!(told(&months), [(0, "a".into(), 7), (0, "b".into(), 8), (744, "a".into(), 16)]);
@@ -136,7 +135,8 @@ async fn large_sums_fit_and_foreign_files_are_refused() {
     store.fold(&host("h1"), (0..8_760).map(full).collect(), cursor(1, 1), Timestamp::now()).await.unwrap();
     let months = store.report(wish(UsagePeriod::Month)).await.unwrap().0;
     let sum: u64 = months.iter().map(|r| r.memory_mb_s).sum();
-    assert_eq!(sum, (64_u64 << 30) * 3_600 * 8_760 / 1_000_000);
+    // Each hour loses less than a kB·s, each month half an MB·s.
+    assert!(sum.abs_diff((64_u64 << 30) * 3_600 * 8_760 / 1_000_000) <= 15, "{sum}");
     let foreign = dir.path().join("other.sqlite");
     Connection::open(&foreign).unwrap().pragma_update(None, "application_id", 7).unwrap();
     assert!(matches!(UsageStore::open(&foreign), Err(UsageError::Foreign(_))));
