@@ -42,6 +42,7 @@ pub(crate) fn inventory(sources: Sources) -> Inventory {
         instances: instances.entries.iter().map(instance_status).collect(),
         services: service_statuses(databases, services.failures),
         certificate: Some(sources.certificate),
+        workers: vec![],
     }
 }
 

@@ -7,6 +7,7 @@
 //! Does not own: sandboxes (`marcato-runtime`), what should run where (the control plane).
 
 mod client;
+mod compiler;
 mod components;
 mod config;
 mod control;
@@ -33,6 +34,7 @@ mod workers;
 #[cfg(test)]
 mod testing;
 
+pub use compiler::{CompilerError, compile_confined};
 pub use config::{HostdConfig, JoinSettings, Listen};
 pub use error::HostdError;
 pub use identity::IdentityError;
@@ -42,4 +44,4 @@ pub use tls::TlsError;
 pub use usage::UsageError;
 
 // For the `marcato` command, which starts the daemon and is its compiler.
-pub use marcato_runtime::{CompileError, CompilerCommand, compile_child};
+pub use marcato_runtime::{CompileError, CompilerCommand};

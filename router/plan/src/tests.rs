@@ -77,6 +77,7 @@ fn host_input(n: usize, zone: &str) -> HostInput {
             instances: vec![],
             services: vec![],
             certificate: None,
+            workers: vec![],
         })),
         last_seen_ms: Some(1_000_000),
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AppBudget, AppName, Bytes, Digest, Generation, HostId, InstanceId, Isolation, OrgName, RevisionConfig,
-    RevisionNumber, ServiceId, ServiceKind, SpaceName,
+    RevisionNumber, ServiceId, ServiceKind, SpaceName, WorkerStatus,
 };
 
 /// Where a host listens: `tcp:127.0.0.1:7301` or `unix:/run/marcato/ingress.sock`.
@@ -176,6 +176,9 @@ pub struct Inventory {
     /// From when to when the certificate that it shows is good; absent from hosts that do not renew it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateTerm>,
+    /// The processes that run its instances.
+    #[serde(default)]
+    pub workers: Vec<WorkerStatus>,
 }
 
 /// From when to when a certificate is good.

@@ -9,6 +9,7 @@ mod admin_api;
 mod app;
 mod budgets;
 mod capability;
+mod confinement;
 mod event;
 mod fleet;
 mod host;
@@ -34,6 +35,7 @@ pub use app::{
 };
 pub use budgets::{AppLimits, LimitSource, LimitView};
 pub use capability::{Grant, grant_for, interface_of};
+pub use confinement::{ConfinementReport, Measure, MeasureStatus, WorkerStatus};
 pub use event::{Event, Outcome};
 pub use fleet::{HostState, HostView, JoinRequest, JoinResponse, JoinToken, NewToken, Role, Token, TokenSecret};
 pub use host::{

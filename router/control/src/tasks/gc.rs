@@ -173,6 +173,7 @@ mod tests {
             instances: vec![instance],
             services: vec![],
             certificate: None,
+            workers: vec![],
         };
         let seen =
             ObservedHost { state: HostState::Up, inventory: Some(Arc::new(inventory)), last_seen: None, error: None };

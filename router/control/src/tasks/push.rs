@@ -103,6 +103,7 @@ mod tests {
             instances: vec![],
             services: vec![],
             certificate: None,
+            workers: vec![],
         }
     }
 
