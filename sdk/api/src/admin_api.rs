@@ -8,9 +8,10 @@ use std::future::Future;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Event, HostId, HostView, JoinRequest,
-    JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, Policy, PolicyScope, PolicyView, Problem,
-    Revision, RevisionNumber, Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport,
+    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Event, HostDetail, HostId, HostView,
+    JoinRequest, JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, Policy, PolicyScope, PolicyView,
+    Problem, Revision, RevisionNumber, Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery,
+    UsageReport,
 };
 
 /// What every API call gives.
@@ -97,6 +98,9 @@ pub trait AdminApi: Send + Sync {
 
     /// `GET /v1/hosts`.
     fn list_hosts(&self) -> impl Future<Output = ApiResult<PageOf<HostView>>> + Send;
+
+    /// `GET /v1/hosts/{id}`: a host with its worker processes.
+    fn get_host(&self, host: &HostId) -> impl Future<Output = ApiResult<HostDetail>> + Send;
 
     /// `GET /v1/hosts/{id}/metrics`: Prometheus text format.
     fn host_metrics(&self, host: &HostId) -> impl Future<Output = ApiResult<String>> + Send;
@@ -241,6 +245,12 @@ pub mod admin_paths {
     #[must_use]
     pub fn component(digest: &Digest) -> String {
         format!("/v1/components/{digest}")
+    }
+
+    /// A host.
+    #[must_use]
+    pub fn host(host: &HostId) -> String {
+        format!("{HOSTS}/{host}")
     }
 
     /// A host's metrics.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use futures::Stream;
 use http::Method;
 use marcato_api::{
-    AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostId,
-    HostView, JoinRequest, JoinResponse, JoinToken, LogLine, NewApp, NewRevision, NewService, NewToken, PageOf, Policy,
-    PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber, Service, ServiceName, StoreRevision,
-    Token, TokenSecret, UsageQuery, UsageReport, admin_paths,
+    AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostDetail,
+    HostId, HostView, JoinRequest, JoinResponse, JoinToken, LogLine, NewApp, NewRevision, NewService, NewToken, PageOf,
+    Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber, Service, ServiceName,
+    StoreRevision, Token, TokenSecret, UsageQuery, UsageReport, admin_paths,
 };
 use serde::de::DeserializeOwned;
 
@@ -167,6 +167,10 @@ impl AdminApi for AdminClient {
 
     async fn list_hosts(&self) -> ApiResult<PageOf<HostView>> {
         self.json(Call::get(admin_paths::HOSTS)).await
+    }
+
+    async fn get_host(&self, host: &HostId) -> ApiResult<HostDetail> {
+        self.json(Call::get(admin_paths::host(host))).await
     }
 
     async fn host_metrics(&self, host: &HostId) -> ApiResult<String> {

@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use marcato_api::{
-    ApiResult, App, Bytes, Effective, Etag, Exceeded, Millis, OrgName, PageOf, Policy, PolicyScope, PolicyView,
-    Problem, ProblemKind, Revision, RevisionConfig, Role, StoreRevision,
+    ApiResult, App, Bytes, Effective, Etag, Exceeded, OrgName, PageOf, Policy, PolicyScope, PolicyView, Problem,
+    ProblemKind, Revision, RevisionConfig, Role, StoreRevision, amount,
 };
 
 use super::session::{OrProblem, Session, at_version, invalid};
@@ -13,17 +13,6 @@ use crate::store::Txn;
 
 /// Who may change a quota, for the problem's words.
 const WHO: &str = "an admin may change it";
-
-/// A number as its field's name says what it counts.
-pub(super) fn amount(field: &str, value: u64) -> String {
-    if field.ends_with("_bytes") || field == "digest" {
-        return if value == 0 { "0".into() } else { Bytes(value).to_string() };
-    }
-    if field.ends_with("_bytes_per_s") {
-        return format!("{}/s", Bytes(value));
-    }
-    if field.ends_with("_ms") { Millis(value).to_string() } else { value.to_string() }
-}
 
 /// How a scope is named in words and in the CLI.
 fn place(scope: &PolicyScope) -> String {
@@ -37,12 +26,14 @@ fn place(scope: &PolicyScope) -> String {
 
 /// What of a quota is not kept, and who may change it.
 pub(super) fn words(over: &Exceeded, effective: &Effective) -> String {
+    // The digest is at fault, its size is the number.
+    let unit = if over.field == "digest" { over.setting } else { over.field };
     let by =
         effective.source(over.setting).map_or_else(|| "a policy".into(), |s| format!("the policy of {}", place(s)));
     format!(
         "{} is more than the quota of {} ({} in {by}); {WHO}",
-        amount(over.field, over.value),
-        amount(over.field, over.quota),
+        amount(unit, over.value),
+        amount(unit, over.quota),
         over.setting,
     )
 }

@@ -6,10 +6,10 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json as Out, Router, middleware};
 use marcato_api::{
-    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostId, HostView, JoinRequest,
-    JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, PageOf, Policy, PolicyScope, PolicyView,
-    Problem, ProblemKind, Revision, RevisionNumber, Service, ServiceName, StoreRevision, Token, TokenSecret,
-    UsageQuery, UsageReport, admin_paths,
+    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostDetail, HostId, HostView,
+    JoinRequest, JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, PageOf, Policy, PolicyScope,
+    PolicyView, Problem, ProblemKind, Revision, RevisionNumber, Service, ServiceName, StoreRevision, Token,
+    TokenSecret, UsageQuery, UsageReport, admin_paths,
 };
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
@@ -57,6 +57,7 @@ pub(crate) fn router(api: Api) -> Router {
         .routes(routes!(get_revision))
         .routes(routes!(has_component, put_component))
         .routes(routes!(list_hosts))
+        .routes(routes!(get_host))
         .routes(routes!(host_metrics))
         .routes(routes!(create_join_token))
         .routes(routes!(join))
@@ -228,6 +229,12 @@ async fn big_body(api: &Api) -> Answer<tokio::sync::SemaphorePermit<'_>> {
     responses((status = 200, body = PageOf<HostView>), (status = "default", body = Problem, content_type = "application/problem+json")))]
 async fn list_hosts(session: Session) -> Answer<Out<PageOf<HostView>>> {
     Ok(Out(session.list_hosts().await?))
+}
+
+#[utoipa::path(get, path = "/v1/hosts/{id}", tag = "hosts", params(("id" = HostId, Path)),
+    responses((status = 200, body = HostDetail), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn get_host(session: Session, Path(id): Path<String>) -> Answer<Out<HostDetail>> {
+    Ok(Out(session.get_host(&name("id", &id)?).await?))
 }
 
 #[utoipa::path(get, path = "/v1/hosts/{id}/metrics", tag = "hosts", params(("id" = HostId, Path)),
@@ -413,6 +420,7 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
     responses((status = 200, body = String, content_type = "text/plain"), (status = "default", body = Problem, content_type = "application/problem+json")))]
 async fn metrics(session: Session, State(api): State<Api>) -> Answer<Response> {
     session.may(marcato_api::Role::Viewer, None, "router.metrics", "router").await?;
+    api.metrics.observe(&api.observed.load());
     let mut text = String::new();
     let failed = |e: std::fmt::Error| Problem::new(ProblemKind::Internal, e.to_string());
     prometheus_client::encoding::text::encode(&mut text, &api.registry).map_err(failed)?;

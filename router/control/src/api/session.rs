@@ -3,9 +3,9 @@
 //! Each verb is in the file of its noun; this one holds the checks that all share.
 
 use marcato_api::{
-    AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostId,
-    HostView, JoinRequest, JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, OrgName, Outcome,
-    PageOf, Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber, Role, Service,
+    AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostDetail,
+    HostId, HostView, JoinRequest, JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, OrgName,
+    Outcome, PageOf, Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber, Role, Service,
     ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport,
 };
 
@@ -183,6 +183,9 @@ impl AdminApi for Session {
     }
     async fn list_hosts(&self) -> ApiResult<PageOf<HostView>> {
         Session::list_hosts(self).await
+    }
+    async fn get_host(&self, host: &HostId) -> ApiResult<HostDetail> {
+        Session::get_host(self, host).await
     }
     async fn host_metrics(&self, host: &HostId) -> ApiResult<String> {
         Session::host_metrics(self, host).await

@@ -234,3 +234,57 @@ async fn usage_is_reported_to_those_whose_it_is() {
     assert_eq!(RevisionConfig::default().limits.memory_bytes, Bytes::mib(128), "what the other tests count on");
     c.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_shows_its_workers_and_what_they_go_without() {
+    use marcato_api::{ConfinementReport, Measure, WorkerStatus};
+    let c = Cluster::start().await;
+    super::hosts::host(&c, "h1").await;
+    let worker = |name: &str, class, missing: Option<Measure>| {
+        let mut confinement = ConfinementReport::default();
+        for measure in Measure::ALL {
+            confinement.had(measure, "");
+        }
+        if let Some(measure) = missing {
+            confinement.not_had(measure, "EPERM");
+        }
+        WorkerStatus { name: name.into(), pid: Some(7), class, confinement, restarts: 1, resident_bytes: Bytes::mib(9) }
+    };
+    let mut inventory: marcato_api::Inventory = serde_json::from_value(json!({
+        "host": "h1", "version": "0", "started_at": "2026-01-01T00:00:00Z", "generation": 1,
+        "capacity": {"memory_bytes": 1, "cpu_millis": 1, "sandboxes": 1},
+        "used": {"resident_bytes": 1, "sandbox_bytes": 1, "sandboxes": 1},
+        "components": [], "instances": [], "services": [],
+    }))
+    .unwrap();
+    inventory.workers = vec![
+        worker("shared", IsolationClass::Shared, None),
+        worker("app-shop", IsolationClass::Process, Some(Measure::SystemCallFilter)),
+    ];
+    let inventory = std::sync::Arc::new(inventory);
+    c.control.observed().update(|o| {
+        let seen = crate::ObservedHost {
+            state: marcato_api::HostState::Up,
+            inventory: Some(std::sync::Arc::clone(&inventory)),
+            last_seen: None,
+            error: None,
+        };
+        o.hosts.insert("h1".parse().unwrap(), seen);
+    });
+    let detail = c.client().get_host(&"h1".parse().unwrap()).await.unwrap();
+    let told: Vec<_> = detail.worker_list.iter().map(|w| (w.name.as_str(), w.confinement.is_full())).collect();
+    assert_eq!(told, [("app-shop", false), ("shared", true)]);
+    assert_eq!((detail.host.workers, detail.host.confined), (2, Some(false)));
+    let org = c.token("olga", json!({"role": "admin", "org": "clinic"})).await;
+    problem(&c.call(Method::GET, "/v1/hosts/h1", Some(&org), None).await, 403, "forbidden");
+    problem(&c.admin(Method::GET, "/v1/hosts/h9", None).await, 404, "not-found");
+    let metrics = c.admin(Method::GET, "/metrics", None).await.text();
+    for line in [
+        r#"marcato_host_workers{host="h1",class="shared",confinement="full"} 1"#,
+        r#"marcato_host_workers{host="h1",class="process",confinement="partial"} 1"#,
+        r#"marcato_host_workers_without{host="h1",measure="system_call_filter"} 1"#,
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+    c.stop().await;
+}
