@@ -324,7 +324,9 @@ impl Metered {
 }
 
 fn totals(counters: &InstanceCounters) -> UsageDelta {
-    UsageDelta { requests: counters.requests, cpu_us: counters.cpu_us, ..UsageDelta::default() }
+    // Those that a guest failed used what they used.
+    let requests = counters.requests.saturating_add(counters.failures);
+    UsageDelta { requests, cpu_us: counters.cpu_us, ..UsageDelta::default() }
 }
 
 #[cfg(test)]
