@@ -1,8 +1,8 @@
 //! The usage ledger: what each app used on this host, hour by hour, on disk.
 //!
 //! Owns: the file, when it is written (each second, so a kill loses at most the last one), and how long an hour is kept.
-//! Does not own what is counted: [`Meters`] hears the instances' counters and records differences. Flow:
-//! instances -> meters -> here -> HostApi (`GET /v1/usage`) -> control plane.
+//! Does not own what is counted: a [`Meter`] hears what a worker reports of its instances and records
+//! differences. Flow: workers -> meters -> here -> HostApi (`GET /v1/usage`) -> control plane.
 //!
 //! Every change of an hour's total gets the next change number. A reader asks for what changed after the last number
 //! that it saw and gets absolute totals: it may ask again, be away for weeks, or start anew, and nothing is lost or
@@ -18,12 +18,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use marcato_api::{AppName, AppUsageHour, InstanceCounters, InstanceId, OrgName, UsageCursor, UsageDelta, UsagePage};
-use marcato_runtime::Instance;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::reconcile::instances::InstancesStatus;
+use crate::channel::InstanceReport;
 
 /// How often what was recorded goes to the disk: the most that a kill loses.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
@@ -143,15 +141,15 @@ impl UsageLedger {
         Ok(written?)
     }
 
-    /// Flushes each second, forgets old hours, and flushes once more at the end. `measure` is called before each
+    /// Flushes each second, forgets old hours, and flushes once more at the end. `measure` is awaited before each
     /// flush: whoever has numbers records them then.
-    pub(crate) async fn run(self, mut measure: impl FnMut(&Self) + Send, stop: CancellationToken) {
+    pub(crate) async fn run<F: Future<Output = ()>>(self, measure: impl Fn() -> F, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(FLUSH_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut forgotten = 0;
         loop {
             let ended = stop.run_until_cancelled(ticks.tick()).await.is_none();
-            measure(&self);
+            measure().await;
             let (ledger, hour) = (self.clone(), hour_of(Timestamp::now()));
             let forget = hour != forgotten;
             let done = tokio::task::spawn_blocking(move || {
@@ -268,58 +266,56 @@ fn total_of(txn: &Transaction<'_>, hour: i64, app: &AppName, org: &OrgName) -> r
     Ok(found.optional()?.unwrap_or_default())
 }
 
-/// Hears the counters of this host's instances and records what came on top.
-pub(crate) struct Meters {
-    status: watch::Receiver<InstancesStatus>,
-    /// Each instance until it is gone and idle, with what was last heard of it.
+/// Hears what a worker reports of its instances and records what came on top.
+pub(crate) struct Meter {
+    ledger: UsageLedger,
+    /// Each instance until the worker does not list it any more.
     known: HashMap<InstanceId, Metered>,
 }
 
 struct Metered {
-    instance: Instance,
     app: AppName,
     org: OrgName,
+    /// What was last heard of it.
     last: UsageDelta,
+    removed: bool,
 }
 
-impl Meters {
-    pub(crate) fn new(status: watch::Receiver<InstancesStatus>) -> Self {
-        Self { status, known: HashMap::new() }
+impl Meter {
+    pub(crate) fn new(ledger: UsageLedger) -> Self {
+        Self { ledger, known: HashMap::new() }
     }
 
-    /// Records what every instance used since the last time.
-    pub(crate) fn measure(&mut self, ledger: &UsageLedger) {
-        let entries = self.status.borrow_and_update().entries.clone();
-        let now = Timestamp::now();
-        for entry in &entries {
-            let Some(instance) = &entry.instance else { continue };
-            let made = || Metered {
-                instance: instance.clone(),
-                app: entry.spec.app.clone(),
-                org: entry.spec.org.clone(),
-                last: UsageDelta::default(),
-            };
-            // An id that was started anew counts from nothing.
-            let known = self.known.entry(entry.spec.id.clone()).or_insert_with(made);
-            if !known.instance.is(instance) {
-                known.record(ledger, now);
-                *known = made();
-            }
+    /// An instance is about to be started. Only what was said here is believed later.
+    pub(crate) fn expect(&mut self, id: &InstanceId, app: &AppName, org: &OrgName) {
+        let metered = Metered { app: app.clone(), org: org.clone(), last: UsageDelta::default(), removed: false };
+        self.known.insert(id.clone(), metered);
+    }
+
+    /// An instance is to go. What it still does is counted until it is not listed any more.
+    pub(crate) fn remove(&mut self, id: &InstanceId) {
+        if let Some(metered) = self.known.get_mut(id) {
+            metered.removed = true;
         }
-        self.known.retain(|id, metered| {
-            // Looked at before it is measured: what ends in between is measured.
-            let idle = metered.instance.in_flight() == 0 && metered.instance.queued() == 0;
-            metered.record(ledger, now);
-            !idle || entries.iter().any(|e| e.spec.id == *id && e.instance.is_some())
-        });
     }
-}
 
-impl Metered {
-    fn record(&mut self, ledger: &UsageLedger, now: Timestamp) {
-        let total = totals(&self.instance.counters());
-        ledger.record(&self.app, &self.org, total.since(&self.last), now);
-        self.last = total;
+    /// Records what every instance used since the last time. Counters that went back began anew: all of them is new.
+    pub(crate) fn hear(&mut self, reports: &[InstanceReport], now: Timestamp) {
+        for report in reports {
+            let Some(metered) = self.known.get_mut(&report.id) else { continue };
+            let total = totals(&report.counters);
+            let anew = total.requests < metered.last.requests || total.cpu_us < metered.last.cpu_us;
+            let delta = if anew { total } else { total.since(&metered.last) };
+            metered.last = total;
+            self.ledger.record(&metered.app, &metered.org, delta, now);
+        }
+        self.known.retain(|id, metered| !metered.removed || reports.iter().any(|r| r.id == *id));
+    }
+
+    /// The process is gone, and its counters with it.
+    pub(crate) fn died(&mut self) {
+        self.known.retain(|_, metered| !metered.removed);
+        self.known.values_mut().for_each(|metered| metered.last = UsageDelta::default());
     }
 }
 
@@ -442,12 +438,42 @@ mod tests {
         assert!(matches!(UsageLedger::open(&other), Err(UsageError::Foreign(_))));
     }
 
+    fn report(id: &str, requests: u64) -> InstanceReport {
+        let counters = InstanceCounters { requests, cpu_us: requests * 7, ..InstanceCounters::default() };
+        let id = InstanceId::new(id).unwrap();
+        InstanceReport { id, in_flight: 0, queued: 0, counters, limits: Vec::new() }
+    }
+
+    #[test]
+    fn a_meter_counts_each_request_once_over_deaths_and_removals() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = UsageLedger::open(&dir.path().join("usage.sqlite")).unwrap();
+        let mut meter = Meter::new(ledger.clone());
+        let (one, two) = (InstanceId::new("a-1").unwrap(), InstanceId::new("b-1").unwrap());
+        meter.expect(&one, &app("a"), &org());
+        meter.hear(&[], at(1));
+        meter.expect(&two, &app("b"), &org());
+        // What was never placed there is not believed.
+        meter.hear(&[report("a-1", 5), report("b-1", 1), report("c-1", 1_000)], at(1));
+        meter.hear(&[report("a-1", 8), report("b-1", 1)], at(1));
+        meter.remove(&one);
+        meter.hear(&[report("a-1", 9), report("b-1", 1)], at(1));
+        meter.hear(&[report("b-1", 1)], at(1));
+        meter.hear(&[report("a-1", 100)], at(1));
+        meter.died();
+        meter.hear(&[report("b-1", 3)], at(1));
+        // A process that was replaced between two reports.
+        meter.hear(&[report("b-1", 2)], at(1));
+        ledger.flush().unwrap();
+        assert_eq!(all(&ledger), [("a".into(), 1, 9), ("b".into(), 1, 6)]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_end_writes_what_is_left() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = UsageLedger::open(&dir.path().join("usage.sqlite")).unwrap();
         let stop = CancellationToken::new();
-        let task = tokio::spawn(ledger.clone().run(|_| {}, stop.clone()));
+        let task = tokio::spawn(ledger.clone().run(|| std::future::ready(()), stop.clone()));
         ledger.record(&app("a"), &org(), used(4), Timestamp::now());
         stop.cancel();
         task.await.unwrap();

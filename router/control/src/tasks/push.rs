@@ -103,7 +103,9 @@ mod tests {
             instances: vec![],
             services: vec![],
             certificate: None,
-            workers: vec![],
+            ingress_tls: false,
+            ingress_certificate: None,
+            workers: Vec::new(),
         }
     }
 
