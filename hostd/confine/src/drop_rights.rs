@@ -53,7 +53,7 @@ pub(crate) fn user(plan: &Plan, report: &mut ConfinementReport) -> Result<(), Co
 }
 
 /// A folder of the plan that this user could not read: staying root without rights is better than not working.
-fn unreadable<'a>(plan: &'a Plan, uid: u32) -> Option<&'a Path> {
+fn unreadable(plan: &Plan, uid: u32) -> Option<&Path> {
     if seteuid(Uid::from_raw(uid)).is_err() {
         return None; // The change itself will say why.
     }

@@ -35,7 +35,7 @@ mod seal;
 mod sys;
 mod system_calls;
 
-pub use cgroup::{Delegated, delegated};
+pub use cgroup::{Delegated, GroupLimits, delegated};
 pub use enter::enter;
 pub use error::ConfineError;
 pub use marcato_api::{ConfinementReport, Measure, MeasureStatus};

@@ -167,6 +167,31 @@ fn it_runs_as_somebody_without_rights() {
     }
 }
 
+#[test]
+fn it_moves_into_its_control_group() {
+    // A group without controllers does for being in it. Machines where this user can make none say so.
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let root = mounts.lines().find_map(|l| {
+        let mut fields = l.split(' ');
+        let (_, folder, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| Path::new(folder).to_owned())
+    });
+    let group = root.map(|r| r.join(format!("marcato-test-{}", std::process::id())));
+    let Some(group) = group.filter(|g| std::fs::create_dir(g).is_ok()) else {
+        return eprintln!("skipped: no control group of version 2 can be made here");
+    };
+    let output = drill("sealed", &["--group", group.to_str().unwrap(), "report"]);
+    // The group is empty when its last process is reaped, which is a moment after the outer one was.
+    let end = Instant::now() + Duration::from_secs(10);
+    while std::fs::remove_dir(&group).is_err() && Instant::now() < end {
+        std::thread::yield_now();
+    }
+    assert!(!group.exists(), "a process is left in {}", group.display());
+    assert!(text(&output).contains("control_group had"), "{}", text(&output));
+    let wrong = drill("sealed", &["--group", "/no/such/group", "report"]);
+    assert!(text(&wrong).contains("control_group missing /no/such/group"), "{}", text(&wrong));
+}
+
 /// A drill that said that it is ready.
 struct Ready(Child, BufReader<std::process::ChildStdout>);
 

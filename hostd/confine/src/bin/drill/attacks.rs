@@ -157,11 +157,15 @@ fn files(attack: &str, at: &At<'_>) -> Option<Gained> {
             Ok(found)
         }),
         "handle" => run(&|| {
-            // A file by its handle goes around every path; made up, as it fails long before it is looked at.
-            let root = File::open("/")?;
-            let mut handle = [8_u32, 1, 2, 0];
-            call!(libc::SYS_open_by_handle_at, std::os::fd::AsRawFd::as_raw_fd(&root), handle.as_mut_ptr(), 0)
-                .map(|_| "opened".into())
+            // A file by its handle goes around every path, and around every folder that would keep one out.
+            use std::os::fd::AsRawFd;
+            let (path, near) = (text(at(0)?)?, File::open(at(0)?)?);
+            let mut handle = [0_u32; 34];
+            handle[0] = 128;
+            let mut mount = 0;
+            let here = libc::AT_FDCWD;
+            call!(libc::SYS_name_to_handle_at, here, path.as_ptr(), handle.as_mut_ptr(), &raw mut mount, 0)?;
+            call!(libc::SYS_open_by_handle_at, near.as_raw_fd(), handle.as_mut_ptr(), 0).map(|_| "opened".into())
         }),
         _ => None,
     }
@@ -327,8 +331,8 @@ fn kernel(attack: &str, at: &At<'_>) -> Option<Gained> {
             let pid: i64;
             // SAFETY: getpid of the 32-bit table (20), which takes nothing and changes rax alone.
             unsafe {
-                std::arch::asm!("int 0x80", inlateout("rax") 20_i64 => pid, out("r8") _, out("r9") _, out("r10") _, out("r11") _)
-            };
+                std::arch::asm!("int 0x80", inlateout("rax") 20_i64 => pid, out("r8") _, out("r9") _, out("r10") _, out("r11") _);
+            }
             Ok(format!("process {pid} by the 32-bit table"))
         }),
         _ => None,

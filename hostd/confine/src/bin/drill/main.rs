@@ -1,7 +1,7 @@
 //! The drill: one attack, made by machine code that is free to call the kernel, inside a worker's confinement or
 //! outside of it. It stands for a guest that broke WebAssembly's sandbox. Only tests start it; it is not installed.
 //!
-//! `marcato-drill MODE [--read PATH]... [--keep FD]... [--user ID] ATTACK [ARGUMENT]...`, where the mode is `free`
+//! `marcato-drill MODE [--read PATH]... [--keep FD]... [--user ID] [--group FOLDER] ATTACK [ARGUMENT]...`, where the mode is `free`
 //! (nothing is taken, but what would change the machine happens to a copy of it), `entered` (all but the filter of system calls, to see the other layers alone), `sealed` (as a
 //! worker is when guests run) or `compiler`. Exit code 0: done, what was gained is on standard output. 10: refused.
 
@@ -34,6 +34,7 @@ fn order() -> Option<Order> {
         match words.next()?.as_str() {
             "--read" => plan.read_only.push(words.next()?.into()),
             "--keep" => plan.keep_open.push(words.next()?.parse().ok()?),
+            "--group" => plan.cgroup = Some(words.next()?.into()),
             "--user" => plan.unprivileged_user = words.next()?.parse().ok().map(|id| (id, id)),
             attack => break attack.to_owned(),
         }
@@ -47,7 +48,9 @@ fn order() -> Option<Order> {
 
 fn main() -> ExitCode {
     let Some(order) = order() else {
-        println!("usage: marcato-drill MODE [--read PATH] [--keep FD] [--user ID] ATTACK [ARGUMENT]...");
+        println!(
+            "usage: marcato-drill MODE [--read PATH] [--keep FD] [--user ID] [--group FOLDER] ATTACK [ARGUMENT]..."
+        );
         return ExitCode::from(BROKEN);
     };
     let mut report = ConfinementReport::default();
