@@ -30,7 +30,7 @@ use crate::listen::Listener;
 use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::node::Node;
-use crate::reconcile::components::Components;
+use crate::reconcile::components::{CachedCode, Components};
 use crate::reconcile::drive;
 use crate::reconcile::instances::{InstanceMap, Instances, InstancesSetup, InstancesStatus};
 use crate::reconcile::services::{Services, ServicesStatus};
@@ -141,9 +141,10 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
     let control = Listener::open(cfg.control, LOCK_WITHIN).await?;
     let ingress = Listener::open(cfg.ingress, LOCK_WITHIN).await?;
     let cache = CodeCache::open(&dir.join("cache"), cfg.compiler)?;
+    let wake_components = Arc::new(Notify::new());
     let runtime = Runtime::new(RuntimeConfig {
         pool: PoolConfig::for_host(cfg.sandboxes, cfg.memory),
-        code: Arc::new(cache.clone()),
+        code: Arc::new(CachedCode { cache: cache.clone(), wake: wake_components.clone() }),
         dialer: Arc::new(NetworkDialer { allow_private: cfg.allow_private_egress }),
         outbound_ca_pem: cfg
             .outbound_ca_file
@@ -162,8 +163,7 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let capacity = HostCapacity { memory_bytes: cfg.memory, cpu_millis: cores as u64 * 1000, sandboxes: cfg.sandboxes };
 
-    let (wake_services, wake_components, wake_instances) =
-        (Arc::new(Notify::new()), Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (wake_services, wake_instances) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (component_sender, component_status) = watch::channel(Vec::new());
     let (service_sender, service_status) = watch::channel(ServicesStatus::default());
     let (instance_sender, instance_status) = watch::channel(InstancesStatus::default());
@@ -214,7 +214,6 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
         logs,
         components: component_status,
         services: service_status,
-        wake_components,
     });
     reconcilers.spawn(drive(
         instance_reconciler,

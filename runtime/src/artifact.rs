@@ -169,16 +169,14 @@ impl ArtifactCache {
     }
 }
 
-/// Maps code that was verified.
-pub(crate) fn map(engine: &Engine, digest: &Digest, verified: &Path) -> Result<Component, LoadError> {
+/// Maps code that was verified. Errors: it is for another engine.
+pub(crate) fn map(engine: &Engine, verified: &Path) -> wasmtime::Result<Component> {
     // SAFETY: the bytes were written by `commit` from this host's own compiler process: nobody else has the key. The
     // directories are the host daemon's own and files are replaced by rename only, so the mapping does not change.
     #[allow(unsafe_code, reason = "the only way to load code that was compiled ahead; see SAFETY")]
-    let component = unsafe { Component::deserialize_file(engine, verified) };
-    component.map_err(|e| {
-        tracing::warn!(%digest, error = format!("{e:#}"), "compiled code does not load");
-        LoadError::Tampered { digest: digest.clone(), reason: "it was compiled by another version" }
-    })
+    unsafe {
+        Component::deserialize_file(engine, verified)
+    }
 }
 
 fn ensure_key(path: &Path) -> io::Result<[u8; KEY_LEN]> {

@@ -6,11 +6,13 @@
 //! removed, so that the control plane sees them missing and sends them again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures::future::BoxFuture;
 use marcato_api::{ComponentState, ComponentStatus, Digest, HostConfig};
-use marcato_runtime::{CodeCache, CompileError};
+use marcato_runtime::{CodeCache, CodeSource, CompileError, LoadError};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -49,6 +51,24 @@ pub(crate) struct Components {
     job: Option<Job>,
     failures: HashMap<Digest, Failure>,
     last_needed: HashMap<Digest, Instant>,
+}
+
+/// The cache as sandboxes see it: code that cannot be used is compiled again.
+pub(crate) struct CachedCode {
+    pub(crate) cache: CodeCache,
+    /// Wakes the reconciler of components.
+    pub(crate) wake: Arc<Notify>,
+}
+
+impl CodeSource for CachedCode {
+    fn open<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<PathBuf, LoadError>> {
+        Box::pin(async move {
+            self.cache.verified(digest).await.inspect_err(|error| {
+                tracing::error!(%digest, error = %chain(error), "cached code cannot be used; compiling again");
+                self.wake.notify_one();
+            })
+        })
+    }
 }
 
 impl Components {

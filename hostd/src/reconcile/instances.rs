@@ -3,7 +3,7 @@
 //! An instance starts from code in the cache alone, so a restarted host serves its ledger without a
 //! compiler. A spec that changed under the same id is a removal and an addition; `state` alone is not.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use marcato_api::{
     ComponentState, ComponentStatus, Digest, HostConfig, HostId, InstanceId, InstancePhase, InstanceSpec,
     InstanceState, ServiceKind, ServiceSpec,
 };
-use marcato_runtime::{Code, CodeCache, Instance, InstanceSetup, LoadError, Runtime, Services};
-use tokio::sync::{Notify, watch};
+use marcato_runtime::{CodeCache, Instance, InstanceSetup, Runtime, Services};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::components::chain;
@@ -80,7 +80,6 @@ struct Placed {
 pub(crate) struct Instances {
     with: InstancesSetup,
     placed: HashMap<InstanceId, Placed>,
-    codes: HashMap<Digest, Code>,
 }
 
 /// What [`Instances`] works with.
@@ -93,8 +92,6 @@ pub(crate) struct InstancesSetup {
     pub(crate) logs: Logs,
     pub(crate) components: watch::Receiver<Vec<ComponentStatus>>,
     pub(crate) services: watch::Receiver<ServicesStatus>,
-    /// Asks for a compilation when cached code turns out unusable.
-    pub(crate) wake_components: Arc<Notify>,
 }
 
 fn differs(placed: &Placed, spec: &InstanceSpec, services: &[ServiceSpec]) -> bool {
@@ -111,7 +108,7 @@ fn bound_services(config: &HostConfig, spec: &InstanceSpec) -> Vec<ServiceSpec> 
 impl Instances {
     /// A reconciler that has placed nothing yet.
     pub(crate) fn new(with: InstancesSetup) -> Self {
-        Self { with, placed: HashMap::new(), codes: HashMap::new() }
+        Self { with, placed: HashMap::new() }
     }
 
     /// Makes the swap cell hold exactly the running instances.
@@ -182,28 +179,6 @@ impl Instances {
         Ok(Some(services))
     }
 
-    async fn code(&mut self, digest: &Digest) -> Result<Option<Code>, String> {
-        if let Some(code) = self.codes.get(digest) {
-            return Ok(Some(code.clone()));
-        }
-        match self.with.runtime.load(digest).await {
-            Ok(code) => {
-                self.codes.insert(digest.clone(), code.clone());
-                Ok(Some(code))
-            }
-            Err(LoadError::NotCompiled(_)) => Ok(None),
-            Err(error @ (LoadError::Tampered { .. } | LoadError::Read(_))) => {
-                tracing::error!(%digest, error = %chain(&error), "cached code cannot be used; compiling again");
-                if let Err(error) = self.with.cache.forget(digest) {
-                    tracing::warn!(%digest, %error, "unusable code cannot be removed");
-                }
-                self.with.wake_components.notify_one();
-                Ok(None)
-            }
-            Err(error) => Err(chain(&error)),
-        }
-    }
-
     fn compile_failure(&self, digest: &Digest) -> Option<String> {
         let all = self.with.components.borrow();
         let status = all.iter().find(|c| c.digest == *digest && c.state == ComponentState::Failed)?;
@@ -211,9 +186,10 @@ impl Instances {
     }
 
     async fn start(&mut self, spec: &InstanceSpec, bound: &[ServiceSpec]) -> Result<Standing, String> {
-        let Some(code) = self.code(&spec.digest).await? else {
+        // Code in the cache was linked once; it is mapped by the first request.
+        if !self.with.cache.is_compiled(&spec.digest) {
             return Ok(self.compile_failure(&spec.digest).map_or(Standing::Waiting, Standing::NotCompilable));
-        };
+        }
         let Some(services) = self.services_of(spec, bound)? else { return Ok(Standing::Waiting) };
         let setup = InstanceSetup {
             id: spec.id.clone(),
@@ -223,7 +199,7 @@ impl Instances {
             services,
             logs: self.with.logs.sink(&spec.app, spec.revision, &spec.id),
         };
-        let instance = self.with.runtime.start(setup, &code).map_err(|e| chain(&e))?;
+        let instance = self.with.runtime.start(setup, &spec.digest).map_err(|e| chain(&e))?;
         tracing::info!(instance = %spec.id, "instance ready");
         Ok(Standing::Running(instance))
     }
@@ -288,8 +264,6 @@ impl Reconciler for Instances {
     async fn reconcile(&mut self, config: &HostConfig) -> InstancesStatus {
         self.take_away(config);
         Box::pin(self.add(config)).await;
-        let used: HashSet<&Digest> = config.instances.iter().map(|i| &i.digest).collect();
-        self.codes.retain(|digest, _| used.contains(digest));
         let apps: BTreeSet<_> = config.instances.iter().map(|i| i.app.clone()).collect();
         self.with.logs.retain(&apps);
         self.status(config)

@@ -35,9 +35,9 @@ pub use capability::{Grant, grant_for, interface_of};
 pub use event::{Event, Outcome};
 pub use fleet::{HostState, HostView, JoinRequest, JoinResponse, JoinToken, NewToken, Role, Token, TokenSecret};
 pub use host::{
-    CertificateRequest, CertificateTerm, ComponentState, ComponentStatus, HostAddress, HostCapacity,
-    HostConfig, HostUsage, InstanceCounters, InstancePhase, InstanceSpec, InstanceState, InstanceStatus, Inventory,
-    LimitScope, LimitUsage, NewCertificate, Peer, ServiceSpec, ServiceStatus,
+    CertificateRequest, CertificateTerm, ComponentState, ComponentStatus, HostAddress, HostCapacity, HostConfig,
+    HostUsage, InstanceCounters, InstancePhase, InstanceSpec, InstanceState, InstanceStatus, Inventory, LimitScope,
+    LimitUsage, NewCertificate, Peer, ServiceSpec, ServiceStatus,
 };
 pub use host_api::{HostApi, headers, host_paths};
 pub use ids::{
