@@ -443,6 +443,20 @@ async fn changed_code_is_refused() {
     std::fs::write(&fresh, &longer).expect("writable");
     std::fs::rename(&fresh, &path).expect("renamed");
     assert!(matches!(f.runtime.check(&digest).await, Err(LoadError::Tampered { .. })));
+    // What was verified before a restart is known after it, while the file stays as it was; a note of other bytes is nothing.
+    std::fs::write(&path, &good).expect("writable");
+    f.runtime.check(&digest).await.expect("as it was");
+    let note = path.with_extension("seen");
+    let said = std::fs::read(&note).expect("a note");
+    let again = || CodeCache::open(&cache, compiler()).expect("the cache");
+    again().verified(&digest).await.expect("known");
+    std::fs::write(&note, b"anything").expect("writable");
+    again().verified(&digest).await.expect("read again");
+    assert_eq!(std::fs::read(&note).expect("a note"), said);
+    let mut flipped = good.clone();
+    flipped[good.len() / 2] ^= 1;
+    std::fs::write(&path, &flipped).expect("writable");
+    assert!(matches!(again().verified(&digest).await, Err(LoadError::Tampered { .. })));
     // The code of one component is not the code of another.
     std::fs::write(&path, &good).expect("writable");
     f.runtime.check(&digest).await.expect("as it was");
@@ -490,7 +504,7 @@ async fn components_compile_in_a_process_of_their_own() {
         }
     }
     let leftovers = std::fs::read_dir(f.dir.path().join("cache")).expect("a directory").count();
-    assert_eq!(leftovers, 2, "the key and one artifact");
+    assert_eq!(leftovers, 3, "the key, one artifact, and the note that it was verified");
 }
 
 #[tokio::test]
