@@ -82,6 +82,10 @@ pub(crate) fn code_config(dialect: Dialect) -> Config {
         .wasm_component_model(true)
         .epoch_interruption(true)
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
+        // Nothing unwinds through guests but wasmtime itself, by frame pointers; a trap names its functions without
+        // the offsets. Without either, code files are smaller and there is nothing to register when one is mapped.
+        .native_unwind_info(false)
+        .generate_address_map(false)
         .memory_init_cow(true);
     config
 }
