@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::worker::Given;
 pub(crate) use self::worker::{InstanceState, Worker};
 use crate::channel::{IngressNumbers, IngressTls, NotStarted, StartOrder};
 use crate::durable;
@@ -137,16 +138,8 @@ impl Pool {
         let inner = &self.0;
         let dir = inner.settings.dir.join(short(name));
         durable::ensure_private_dir(&dir)?;
-        let worker = Worker::new(
-            name,
-            class,
-            address,
-            ingress,
-            file,
-            dir,
-            lock(&inner.tls).clone(),
-            Meter::new(inner.settings.usage.clone()),
-        );
+        let given = Given { tls: lock(&inner.tls).clone(), meter: Meter::new(inner.settings.usage.clone()) };
+        let worker = Worker::new(name, class, address, ingress, file, dir, given);
         inner.tasks.spawn(process::conduct(Arc::clone(&worker), Arc::clone(&inner.settings), inner.stop.clone()));
         Ok(worker)
     }

@@ -63,16 +63,8 @@ async fn fixture() -> Fixture {
     let ingress = UnixListener::bind(&socket).unwrap();
     let address = HostAddress::Unix(socket);
     let folder = dir.path().join("w");
-    let worker = Worker::new(
-        "shared",
-        IsolationClass::Shared,
-        address,
-        ingress.into(),
-        None,
-        folder,
-        None,
-        Meter::new(settings.usage.clone()),
-    );
+    let given = Given { tls: None, meter: Meter::new(settings.usage.clone()) };
+    let worker = Worker::new("shared", IsolationClass::Shared, address, ingress.into(), None, folder, given);
     let kept = Arc::new(Kept::default());
     let order = StartOrder {
         id: id("own-1"),

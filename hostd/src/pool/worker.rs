@@ -75,6 +75,14 @@ struct State {
     meter: Meter,
 }
 
+/// What a worker is made with beside its place.
+pub(super) struct Given {
+    /// What a TCP ingress shows.
+    pub(super) tls: Option<IngressTls>,
+    /// What its instances use goes there.
+    pub(super) meter: Meter,
+}
+
 /// See the module.
 pub(crate) struct Worker {
     name: String,
@@ -106,8 +114,7 @@ impl Worker {
         ingress: OwnedFd,
         file: Option<SocketFile>,
         dir: PathBuf,
-        tls: Option<IngressTls>,
-        meter: Meter,
+        Given { tls, meter }: Given,
     ) -> Arc<Self> {
         Arc::new(Self {
             name: name.to_owned(),
