@@ -53,6 +53,7 @@ async fn fixture() -> Fixture {
         memory: Bytes::mib(1),
         outbound_ca_pem: None,
         require_confinement: false,
+        unfit: watch::Sender::new(None),
         cache,
         dialer: Arc::new(NetworkDialer { allow_private: false }),
         wake_components: Arc::default(),
@@ -63,8 +64,8 @@ async fn fixture() -> Fixture {
     let ingress = UnixListener::bind(&socket).unwrap();
     let address = HostAddress::Unix(socket);
     let folder = dir.path().join("w");
-    let given = Given { tls: None, meter: Meter::new(settings.usage.clone()) };
-    let worker = Worker::new("shared", IsolationClass::Shared, address, ingress.into(), None, folder, given);
+    let seat = Seat { number: 0, address, ingress: ingress.into(), file: None, dir: folder };
+    let worker = Worker::new("shared", IsolationClass::Shared, seat, None, Meter::new(settings.usage.clone()));
     let kept = Arc::new(Kept::default());
     let order = StartOrder {
         id: id("own-1"),

@@ -75,22 +75,26 @@ struct State {
     meter: Meter,
 }
 
-/// What a worker is made with beside its place.
-pub(super) struct Given {
-    /// What a TCP ingress shows.
-    pub(super) tls: Option<IngressTls>,
-    /// What its instances use goes there.
-    pub(super) meter: Meter,
+/// Where a worker sits on its host.
+pub(super) struct Seat {
+    /// Tells its user from those of other workers.
+    pub(super) number: u16,
+    /// Where its instances take requests.
+    pub(super) address: HostAddress,
+    /// The socket that listens there, which each process gets.
+    pub(super) ingress: OwnedFd,
+    /// That socket's file, which goes with the worker.
+    #[expect(dead_code, reason = "held for its end, which removes the file")]
+    pub(super) file: Option<SocketFile>,
+    /// Its folder, with the code of its instances.
+    pub(super) dir: PathBuf,
 }
 
 /// See the module.
 pub(crate) struct Worker {
     name: String,
     class: IsolationClass,
-    address: HostAddress,
-    pub(super) ingress: OwnedFd,
-    _file: Option<SocketFile>,
-    pub(super) dir: PathBuf,
+    pub(super) seat: Seat,
     state: Mutex<State>,
     link: watch::Sender<Option<Link>>,
     /// It should drain and end.
@@ -110,19 +114,14 @@ impl Worker {
     pub(super) fn new(
         name: &str,
         class: IsolationClass,
-        address: HostAddress,
-        ingress: OwnedFd,
-        file: Option<SocketFile>,
-        dir: PathBuf,
-        Given { tls, meter }: Given,
+        seat: Seat,
+        tls: Option<IngressTls>,
+        meter: Meter,
     ) -> Arc<Self> {
         Arc::new(Self {
             name: name.to_owned(),
             class,
-            address,
-            ingress,
-            _file: file,
-            dir,
+            seat,
             state: Mutex::new(State {
                 entries: HashMap::new(),
                 report: Report::default(),
@@ -144,7 +143,7 @@ impl Worker {
 
     /// Where its instances take requests.
     pub(crate) fn address(&self) -> &HostAddress {
-        &self.address
+        &self.seat.address
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -369,7 +368,7 @@ impl Worker {
 
     /// The file of this code in the worker's folder.
     pub(super) fn code_file(&self, digest: &Digest) -> PathBuf {
-        self.dir.join(format!("{}.cwasm", digest.hex()))
+        self.seat.dir.join(format!("{}.cwasm", digest.hex()))
     }
 
     pub(super) fn forget(&self, digest: &Digest) {

@@ -17,7 +17,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
+use marcato_tests::{Deploy, Pid, children, guest, tree};
 use nix::libc::SIGSYS;
+
+use crate::cluster;
 
 /// What the drill says when the kernel refused.
 const REFUSED: i32 = 10;
@@ -289,6 +292,57 @@ fn the_compiler_reaches_nothing_either() -> Result<()> {
     for attack in ATTACKS {
         let output = scene.make("compiler", attack)?;
         ensure!(stopped(&output), "{}: {} {}", attack.words, output.status, text(&output));
+    }
+    Ok(())
+}
+
+/// Confined workers of a cluster: the inner process of each pair.
+fn workers(of: Pid) -> Vec<Pid> {
+    let is_worker = |words: &[String]| words.get(1).is_some_and(|verb| verb == "worker");
+    let started = tree(of).into_iter().flat_map(children).filter(|(_, words)| is_worker(words));
+    let inner = started.flat_map(|(pid, _)| children(pid)).filter(|(_, words)| is_worker(words));
+    inner.map(|(pid, _)| pid).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_workers_of_a_host_are_confined_as_the_drill_is() -> Result<()> {
+    let had = measures()?;
+    let cluster = cluster(1).await?;
+    cluster.admin()?.deploy(&guest("guest-behaviour")?, &Deploy::new("app")).await?;
+    let answer = cluster.app("app")?.get("/").await?;
+    ensure!(answer.status == 200, "a guest in a confined worker: {}", answer.text());
+
+    let workers = workers(cluster.pid());
+    ensure!(!workers.is_empty(), "no worker of two processes below {}", cluster.pid());
+    for worker in workers {
+        let status = fs::read_to_string(format!("/proc/{worker}/status"))?;
+        let field = |name: &str| -> Result<Vec<String>> {
+            let line = status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+            Ok(line.with_context(|| format!("no {name}"))?.split_whitespace().map(str::to_owned).collect())
+        };
+        ensure!(field("NoNewPrivs")? == ["1"], "{status}");
+        ensure!(
+            field("CapEff")?.iter().chain(&field("CapPrm")?).all(|set| set.trim_matches('0').is_empty()),
+            "{status}"
+        );
+        ensure!(!had["system_call_filter"] || field("Seccomp")? == ["2"], "{status}");
+        ensure!(!had["unprivileged_user"] || field("Uid")?.iter().all(|id| id != "0"), "{status}");
+        ensure!(!had["pid_namespace"] || field("NSpid")?.last().is_some_and(|pid| pid == "1"), "{status}");
+        for (measure, kind) in [
+            ("mount_namespace", "mnt"),
+            ("network_namespace", "net"),
+            ("ipc_namespace", "ipc"),
+            ("uts_namespace", "uts"),
+            ("user_namespace", "user"),
+        ] {
+            // A process of the same user may not look: that it is hidden is a measure, too.
+            let Ok(own) = fs::read_link(format!("/proc/{worker}/ns/{kind}")) else { continue };
+            ensure!(!had[measure] || own != fs::read_link(format!("/proc/self/ns/{kind}"))?, "{kind} is the machine's");
+        }
+        if had["mount_namespace"] {
+            let sees = |path: &str| fs::exists(format!("/proc/{worker}/root{path}")).unwrap_or(false);
+            ensure!(!sees("/etc") && !sees("/usr") && !sees("/dev"), "the machine's files are there");
+        }
     }
     Ok(())
 }
