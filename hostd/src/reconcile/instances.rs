@@ -81,6 +81,9 @@ pub(crate) struct Instances {
     placed: HashMap<InstanceId, Placed>,
 }
 
+/// An instance to place, with the services that it is bound to.
+type Batched<'a> = (&'a InstanceSpec, Vec<ServiceSpec>, Placement);
+
 /// What [`Instances`] works with.
 pub(crate) struct InstancesSetup {
     pub(crate) own: HostId,
@@ -232,7 +235,7 @@ impl Instances {
 
     /// Additions, and another try for what failed.
     async fn add(&mut self, config: &HostConfig) {
-        let mut batches: BTreeMap<String, Vec<(&InstanceSpec, Vec<ServiceSpec>, Placement)>> = BTreeMap::new();
+        let mut batches: BTreeMap<String, Vec<Batched<'_>>> = BTreeMap::new();
         for spec in &config.instances {
             if self.stands(&spec.id) {
                 continue;

@@ -71,7 +71,12 @@ async fn another_isolation_class_rolls_the_app_and_loses_no_request() -> Result<
     };
     let load = Load::start(&cluster.app("shop")?, "/", 4, hello);
     load.answered(50).await?;
-    for policy in ["--isolation process", "--isolation shared --group wards", "--cpu-weight 10"] {
+    let steps = [
+        ("--isolation process", "app-shop"),
+        ("--isolation shared --group wards", "shared-wards"),
+        ("--cpu-weight 10", "shared-wards"),
+    ];
+    for (policy, worker) in steps {
         let before = instances().await?;
         json(&cluster, &format!("policy set --org default {policy}")).await?;
         until(&format!("other instances after {policy}"), BOUND, || async {
@@ -81,6 +86,11 @@ async fn another_isolation_class_rolls_the_app_and_loses_no_request() -> Result<
         .await?;
         cluster.admin()?.ready("shop", 2).await?;
         load.answered(50).await?;
+        for host in ["h1", "h2"] {
+            let shown = json(&cluster, &format!("hosts show {host}")).await?;
+            let workers = shown["worker_list"].as_array().context("workers")?;
+            assert!(workers.iter().any(|w| w["name"] == worker && w["pid"].is_u64()), "{policy}: {shown}");
+        }
     }
     let report = load.stop().await;
     assert!(report.failures.is_empty(), "{} ok, failed: {:#?}", report.ok, report.failures);
