@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use marcato_api::{Bytes, HostAddress, HostId};
 use marcato_runtime::CompilerCommand;
 
+use crate::pool::WorkerCommand;
+
 /// Everything a host daemon needs to start.
 #[derive(Debug)]
 pub struct HostdConfig {
@@ -34,8 +36,10 @@ pub struct HostdConfig {
     pub allow_private_egress: bool,
     /// Authorities (PEM) that guests' outbound HTTPS trusts beside the public ones.
     pub outbound_ca_file: Option<PathBuf>,
-    /// Runtimes of one thread each that requests run on, one per core; without any, the daemon's own.
-    pub workers: Vec<tokio::runtime::Handle>,
+    /// The program that runs as a worker.
+    pub worker: WorkerCommand,
+    /// Run no worker that is confined less than can be.
+    pub require_confinement: bool,
 }
 
 /// Where to listen.

@@ -27,9 +27,21 @@ pub enum HostdError {
     /// The ledger cannot be opened.
     #[error("the ledger cannot be opened")]
     Ledger(#[from] LedgerError),
-    /// The sandbox engine cannot start.
-    #[error("the sandbox engine cannot start")]
-    Runtime(#[from] marcato_runtime::RuntimeError),
+    /// The cache of compiled code cannot be opened.
+    #[error("the cache of compiled code cannot be opened")]
+    Cache(#[source] marcato_runtime::RuntimeError),
+    /// The authorities for outbound HTTPS cannot be used.
+    #[error("the authorities in {} cannot be used", path.display())]
+    OutboundCa {
+        /// Their file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: marcato_runtime::RuntimeError,
+    },
+    /// Workers cannot be started.
+    #[error("workers cannot be started")]
+    Workers(#[source] io::Error),
     /// An address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -42,4 +54,16 @@ pub enum HostdError {
     /// A task of the daemon ended by a panic, or too early.
     #[error("a task of the daemon ended: {0}")]
     Task(String),
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }

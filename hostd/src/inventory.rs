@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use marcato_api::{
     CertificateTerm, ComponentStatus, Generation, HostCapacity, HostId, HostUsage, InstanceStatus, Inventory,
-    ServiceId, ServiceStatus,
+    ServiceId, ServiceStatus, WorkerStatus,
 };
-use marcato_runtime::Instance;
 
+use crate::pool::Placed;
 use crate::reconcile::instances::{InstanceEntry, InstancesStatus};
 use crate::reconcile::services::ServicesStatus;
 
@@ -25,6 +25,9 @@ pub(crate) struct Sources {
     /// As the databases themselves report it.
     pub(crate) databases: Vec<ServiceStatus>,
     pub(crate) certificate: CertificateTerm,
+    pub(crate) ingress_tls: bool,
+    pub(crate) ingress_certificate: Option<CertificateTerm>,
+    pub(crate) workers: Vec<WorkerStatus>,
 }
 
 /// Puts an inventory together.
@@ -42,20 +45,24 @@ pub(crate) fn inventory(sources: Sources) -> Inventory {
         instances: instances.entries.iter().map(instance_status).collect(),
         services: service_statuses(databases, services.failures),
         certificate: Some(sources.certificate),
+        ingress_tls: sources.ingress_tls,
+        ingress_certificate: sources.ingress_certificate,
+        workers: sources.workers,
     }
 }
 
 fn instance_status(entry: &InstanceEntry) -> InstanceStatus {
-    let live = entry.instance.as_ref();
+    let live = entry.placed.as_ref().map(Placed::state).unwrap_or_default();
     InstanceStatus {
         id: entry.spec.id.clone(),
         app: entry.spec.app.clone(),
         revision: entry.spec.revision,
         phase: entry.phase,
-        in_flight: live.map_or(0, Instance::in_flight),
-        queued: live.map_or(0, Instance::queued),
-        counters: live.map(Instance::counters).unwrap_or_default(),
-        limits: Vec::new(),
+        in_flight: live.in_flight,
+        queued: live.queued,
+        counters: live.counters,
+        limits: live.limits,
+        ingress: entry.placed.as_ref().map(|p| p.worker.address().clone()),
         reason: entry.reason.clone(),
     }
 }

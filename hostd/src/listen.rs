@@ -120,6 +120,29 @@ impl Listener {
         }
     }
 
+    /// A socket that listens already, of whichever kind it is. Needs a runtime around it.
+    pub(crate) fn inherited(fd: OwnedFd) -> io::Result<Self> {
+        let tcp = std::net::TcpListener::from(fd);
+        tcp.set_nonblocking(true)?;
+        // The address of another kind of socket is no address of the internet.
+        match tcp.local_addr() {
+            Ok(_) => Ok(Self::Tcp(TcpListener::from_std(tcp)?)),
+            Err(_) => {
+                let unix = std::os::unix::net::UnixListener::from(OwnedFd::from(tcp));
+                unix.local_addr()?;
+                Ok(Self::Unix { listener: UnixListener::from_std(unix)?, _file: None })
+            }
+        }
+    }
+
+    /// The bare socket, for another process to accept on, and its file.
+    pub(crate) fn into_fd(self) -> io::Result<(OwnedFd, Option<SocketFile>)> {
+        Ok(match self {
+            Self::Tcp(listener) => (listener.into_std()?.into(), None),
+            Self::Unix { listener, _file } => (listener.into_std()?.into(), _file),
+        })
+    }
+
     /// The next connection.
     pub(crate) async fn accept(&self) -> io::Result<Accepted> {
         match self {
@@ -135,6 +158,21 @@ impl Listener {
                 let uid = stream.peer_cred()?.uid();
                 Ok(Accepted { socket: Socket::Unix(stream.into_std()?), uid: Some(uid) })
             }
+        }
+    }
+}
+
+/// A socket for a worker to accept on: at this path, or at a free port of this address.
+pub(crate) fn bind_for_worker(wanted: &HostAddress) -> io::Result<(OwnedFd, HostAddress, Option<SocketFile>)> {
+    match wanted {
+        HostAddress::Tcp(address) => {
+            let listener = std::net::TcpListener::bind(address)?;
+            let bound = listener.local_addr()?;
+            Ok((listener.into(), HostAddress::Tcp(bound), None))
+        }
+        HostAddress::Unix(path) => {
+            let (listener, file) = bind_unix(path)?;
+            Ok((listener.into_std()?.into(), wanted.clone(), Some(file)))
         }
     }
 }

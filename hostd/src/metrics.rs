@@ -1,21 +1,22 @@
-//! The host's metrics in OpenMetrics text. Instances are read when somebody asks, so the request path only
-//! counts what it must: one atomic per response.
+//! The host's metrics in OpenMetrics text. Instances are read when somebody asks, the request path only
+//! counts what it must: one atomic per response, in the worker.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use marcato_api::{HostUsage, InstancePhase};
+use marcato_api::{HostUsage, InstancePhase, LimitUsage, WorkerStatus};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::channel::IngressNumbers;
+use crate::pool::Placed;
 use crate::reconcile::instances::InstanceEntry;
 
 /// What [`Metrics::text`] is served as.
@@ -24,16 +25,11 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 /// Seconds: from a hello component to a Python one on a slow machine.
 const COMPILE_BUCKETS: [f64; 9] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
-type Label = [(&'static str, &'static str); 1];
-
 /// The host's metrics.
 pub(crate) struct Metrics {
     registry: Mutex<Registry>,
     compile_seconds: Histogram,
     compile_failures: Counter,
-    /// By the first digit of the status, from 1 to 5.
-    responses: [Counter; 5],
-    platform_errors: Counter,
 }
 
 /// What the host's state says at this moment, encoded beside the counters.
@@ -47,6 +43,10 @@ pub(crate) struct Moment {
     pub(crate) log_lines_evicted: u64,
     /// The config held.
     pub(crate) generation: u64,
+    /// What the ingresses of all workers answered.
+    pub(crate) ingress: IngressNumbers,
+    /// The workers.
+    pub(crate) workers: Vec<WorkerStatus>,
 }
 
 /// Numbers of one instance.
@@ -59,22 +59,22 @@ pub(crate) struct InstanceNumbers {
     in_flight: u32,
     queued: u32,
     counters: marcato_api::InstanceCounters,
-    limits: Vec<(&'static str, u64)>,
+    limits: Vec<LimitUsage>,
 }
 
 impl InstanceNumbers {
     /// Those of an instance now.
     pub(crate) fn of(entry: &InstanceEntry) -> Self {
-        let live = entry.instance.as_ref();
+        let live = entry.placed.as_ref().map(Placed::state).unwrap_or_default();
         Self {
             app: entry.spec.app.to_string(),
             revision: entry.spec.revision.to_string(),
             instance: entry.spec.id.to_string(),
             phase: entry.phase,
-            in_flight: live.map_or(0, marcato_runtime::Instance::in_flight),
-            queued: live.map_or(0, marcato_runtime::Instance::queued),
-            counters: live.map(marcato_runtime::Instance::counters).unwrap_or_default(),
-            limits: live.map(marcato_runtime::Instance::limits_fired).unwrap_or_default(),
+            in_flight: live.in_flight,
+            queued: live.queued,
+            counters: live.counters,
+            limits: live.limits,
         }
     }
 
@@ -93,16 +93,7 @@ impl Metrics {
         registry.register_with_unit("compile", "Time that compilations took", Unit::Seconds, compile_seconds.clone());
         let compile_failures = Counter::default();
         registry.register("compile_failures", "Compilations that failed", compile_failures.clone());
-        let by_class = Family::<Label, Counter>::default();
-        let responses = ["1xx", "2xx", "3xx", "4xx", "5xx"].map(|c| by_class.get_or_create(&[("class", c)]).clone());
-        registry.register("ingress_responses", "Responses by class of status", by_class);
-        let platform_errors = Counter::default();
-        registry.register(
-            "ingress_platform_errors",
-            "Responses that the platform made instead of a guest",
-            platform_errors.clone(),
-        );
-        Self { registry: Mutex::new(registry), compile_seconds, compile_failures, responses, platform_errors }
+        Self { registry: Mutex::new(registry), compile_seconds, compile_failures }
     }
 
     /// A compilation ended.
@@ -110,15 +101,6 @@ impl Metrics {
         self.compile_seconds.observe(took.as_secs_f64());
         if !ok {
             self.compile_failures.inc();
-        }
-    }
-
-    /// The ingress answered.
-    pub(crate) fn answered(&self, status: http::StatusCode, by_platform: bool) {
-        let class = usize::from(status.as_u16() / 100).clamp(1, 5);
-        self.responses[class - 1].inc();
-        if by_platform {
-            self.platform_errors.inc();
         }
     }
 
@@ -171,6 +153,42 @@ fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64
     ConstGauge::new(value).encode(metric)
 }
 
+impl Moment {
+    fn encode_ingress(&self, e: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        let help = "Responses by class of status";
+        let mut responses = e.encode_descriptor("ingress_responses", help, None, MetricType::Counter)?;
+        for (class, count) in ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().zip(self.ingress.responses) {
+            ConstCounter::new(count).encode(responses.encode_family(&[("class", class)])?)?;
+        }
+        let help = "Responses that the platform made instead of a guest";
+        let errors = e.encode_descriptor("ingress_platform_errors", help, None, MetricType::Counter)?;
+        ConstCounter::new(self.ingress.platform_errors).encode(errors)
+    }
+
+    fn encode_workers(&self, e: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        let mut restarts = e.encode_descriptor("worker_restarts", "Starts after a death", None, MetricType::Counter)?;
+        for worker in &self.workers {
+            let labels = [("worker", worker.name.as_str())];
+            ConstCounter::new(worker.restarts).encode(restarts.encode_family(&labels)?)?;
+        }
+        let help = "Whether a worker is confined as well as can be";
+        let mut confined = e.encode_descriptor("worker_confined", help, None, MetricType::Gauge)?;
+        for worker in &self.workers {
+            let labels = [("worker", worker.name.as_str())];
+            ConstGauge::new(u64::from(worker.confinement.is_full())).encode(confined.encode_family(&labels)?)?;
+        }
+        let help = "Whether a worker goes without something";
+        let mut measures = e.encode_descriptor("worker_confinement", help, None, MetricType::Gauge)?;
+        for worker in &self.workers {
+            for one in &worker.confinement.measures {
+                let labels = [("worker", worker.name.as_str()), ("measure", one.measure.as_str())];
+                ConstGauge::new(u64::from(one.had)).encode(measures.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Collector for Moment {
     #[allow(clippy::cast_precision_loss, reason = "metrics are doubles")]
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
@@ -185,13 +203,15 @@ impl Collector for Moment {
         gauges(e, all, "ready", "Whether the instance takes requests", |i| (i.phase == InstancePhase::Ready).into())?;
         let mut fired = e.encode_descriptor("limits_fired", "How often a limit fired", None, MetricType::Counter)?;
         for one in all {
-            for (limit, count) in &one.limits {
+            for limit in &one.limits {
                 let [app, revision, instance] = one.labels();
-                let labels = [app, revision, instance, ("limit", *limit)];
-                ConstCounter::new(*count).encode(fired.encode_family(&labels)?)?;
+                let labels = [app, revision, instance, ("limit", &*limit.name)];
+                ConstCounter::new(limit.fired).encode(fired.encode_family(&labels)?)?;
             }
         }
-        gauge(e, "resident_bytes", "Resident memory of the daemon", self.usage.resident_bytes.0)?;
+        self.encode_ingress(e)?;
+        self.encode_workers(e)?;
+        gauge(e, "resident_bytes", "Resident memory of the daemon and its workers", self.usage.resident_bytes.0)?;
         gauge(e, "sandbox_bytes", "Linear memory of live sandboxes", self.usage.sandbox_bytes.0)?;
         gauge(e, "sandboxes", "Live sandboxes", self.usage.sandboxes.into())?;
         gauge(e, "generation", "Generation of the config held", self.generation)?;

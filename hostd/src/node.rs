@@ -12,15 +12,16 @@ use marcato_api::{
     Digest, Generation, HostApi, HostCapacity, HostConfig, HostId, Inventory, KeyValueError, KeyValueRequest,
     KeyValueResponse, LogPage, LogQuery, NewCertificate, Problem, ProblemKind, ServiceId,
 };
-use marcato_runtime::Runtime;
 use tokio::sync::{Notify, watch};
 
 use crate::components::{ComponentStore, ReceiveError};
+use crate::error::chain;
+use crate::ingress_identity::IngressIdentity;
 use crate::inventory;
 use crate::ledger::{Ledger, LedgerError};
 use crate::logs::Logs;
 use crate::metrics::{InstanceNumbers, Metrics, Moment};
-use crate::reconcile::components::chain;
+use crate::pool::Pool;
 use crate::reconcile::instances::InstancesStatus;
 use crate::reconcile::services::ServicesStatus;
 use crate::renewal::{Renewal, RenewalError};
@@ -37,8 +38,9 @@ pub(crate) struct Node {
     pub(crate) capacity: HostCapacity,
     pub(crate) ledger: Ledger,
     pub(crate) renewal: Arc<Renewal>,
+    pub(crate) ingress_identity: Arc<IngressIdentity>,
     pub(crate) store: ComponentStore,
-    pub(crate) runtime: Runtime,
+    pub(crate) pool: Pool,
     pub(crate) services: Arc<ServiceHost>,
     pub(crate) logs: Logs,
     pub(crate) metrics: Arc<Metrics>,
@@ -90,7 +92,7 @@ fn service_problem(error: &ServiceError) -> Problem {
 fn renewal_problem(error: &RenewalError) -> Problem {
     let kind = match error {
         RenewalError::NotAsked => ProblemKind::Conflict,
-        RenewalError::Unusable(_) | RenewalError::OtherHost => ProblemKind::Invalid,
+        RenewalError::Unusable(_) | RenewalError::OtherHost | RenewalError::TooMuch => ProblemKind::Invalid,
         RenewalError::Key(_) => ProblemKind::Internal,
         RenewalError::Store(_) => ProblemKind::Unavailable,
     };
@@ -128,17 +130,21 @@ impl HostApi for Node {
     }
 
     async fn inventory(&self) -> ApiResult<Inventory> {
+        self.pool.refresh().await;
         Ok(inventory::inventory(inventory::Sources {
             host: self.id.clone(),
             started_at: self.started_at,
             generation: self.ledger.current().generation,
             capacity: self.capacity,
-            used: self.runtime.usage(),
+            used: self.pool.usage(),
+            workers: self.pool.statuses(),
             components: self.component_status.borrow().clone(),
             instances: self.instance_status.borrow().clone(),
             services: self.service_status.borrow().clone(),
             databases: self.services.statuses(),
             certificate: self.renewal.term(),
+            ingress_tls: self.pool.is_tcp(),
+            ingress_certificate: self.ingress_identity.term(),
         }))
     }
 
@@ -151,9 +157,12 @@ impl HostApi for Node {
     }
 
     async fn metrics(&self) -> ApiResult<String> {
+        self.pool.refresh().await;
         let moment = Moment {
             instances: self.instance_status.borrow().entries.iter().map(InstanceNumbers::of).collect(),
-            usage: self.runtime.usage(),
+            usage: self.pool.usage(),
+            ingress: self.pool.ingress(),
+            workers: self.pool.statuses(),
             log_lines_evicted: self.logs.evicted(),
             generation: self.ledger.current().generation.0,
         };
@@ -191,6 +200,16 @@ impl HostApi for Node {
     async fn certificate_request(&self) -> ApiResult<CertificateRequest> {
         let csr_pem = self.renewal.request().map_err(|e| renewal_problem(&e))?;
         Ok(CertificateRequest { csr_pem })
+    }
+
+    async fn ingress_certificate_request(&self) -> ApiResult<CertificateRequest> {
+        let csr_pem = self.ingress_identity.request().map_err(|e| renewal_problem(&e))?;
+        Ok(CertificateRequest { csr_pem })
+    }
+
+    async fn put_ingress_certificate(&self, certificate: NewCertificate) -> ApiResult<CertificateTerm> {
+        let taken = self.ingress_identity.take(&certificate.certificate_pem, Timestamp::now());
+        taken.map_err(|e| renewal_problem(&e))
     }
 
     async fn put_certificate(&self, certificate: NewCertificate) -> ApiResult<CertificateTerm> {

@@ -32,6 +32,9 @@ pub(crate) enum RenewalError {
     /// It names another host, or none.
     #[error("the certificate is not this host's")]
     OtherHost,
+    /// It speaks for a host or the router, which an ingress must not.
+    #[error("a certificate of an ingress must not be one of a host or the router")]
+    TooMuch,
     /// It cannot be kept.
     #[error("the certificate cannot be written")]
     Store(#[source] io::Error),
@@ -63,6 +66,11 @@ impl Renewal {
     /// How long the certificate that is shown is good.
     pub(crate) fn term(&self) -> CertificateTerm {
         self.shown.current().term
+    }
+
+    /// The cluster's authority, as PEM.
+    pub(crate) fn ca_pem(&self) -> &str {
+        &self.ca_pem
     }
 
     /// For this host's listeners; shows what is current at each handshake.
@@ -103,7 +111,8 @@ impl Renewal {
         if certificate.caller() != Some(Caller::Host(self.host.clone())) {
             return Err(RenewalError::OtherHost);
         }
-        tls::verify_host(&certificate, &self.host, self.ca_pem.as_bytes(), now).map_err(RenewalError::Unusable)?;
+        tls::verify_server(&certificate, &tls::host_server_name(&self.host), self.ca_pem.as_bytes(), now)
+            .map_err(RenewalError::Unusable)?;
         let pair = Zeroizing::new(format!("{}{certificate_pem}", *key_pem));
         durable::write_private(&self.file, pair.as_bytes()).map_err(RenewalError::Store)?;
         let term = certificate.term;

@@ -1,7 +1,7 @@
 //! From a config to a running daemon and back down: makes every part, owns every task, ends them in order.
 //!
-//! Start: lock, identity, ledger, sockets, engine, reconcilers; the ingress opens once what the ledger says
-//! and the cache holds was started. End: sockets close, requests finish within a bound, then the rest stops.
+//! Start: lock, identity, ledger, sockets, workers, reconcilers; the ingress opens once what the ledger says
+//! and the cache holds was started. End: workers finish their requests within a bound, then the rest stops.
 
 use std::num::NonZero;
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use marcato_api::{HostCapacity, JoinRequest};
-use marcato_runtime::{CodeCache, NetworkDialer, PoolConfig, Runtime, RuntimeConfig};
+use marcato_runtime::{CodeCache, NetworkDialer};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -24,28 +24,27 @@ use crate::control::Control;
 use crate::durable;
 use crate::error::HostdError;
 use crate::identity::{self, Identity, IdentityError};
-use crate::ingress::Ingress;
+use crate::ingress_identity::IngressIdentity;
 use crate::ledger::{Ledger, SealKey};
 use crate::listen::Listener;
 use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::node::Node;
-use crate::reconcile::components::Components;
+use crate::pool::{Pool, Settings};
+use crate::reconcile::components::{Components, Forget};
 use crate::reconcile::drive;
-use crate::reconcile::instances::{InstanceMap, Instances, InstancesSetup, InstancesStatus};
+use crate::reconcile::instances::{Instances, InstancesSetup, InstancesStatus};
 use crate::reconcile::services::{Services, ServicesStatus};
 use crate::remote::ServiceCalls;
 use crate::renewal::Renewal;
 use crate::serve::{Bounds, Security, serve};
 use crate::services::ServiceHost;
-use crate::workers::Workers;
+use crate::threads::Threads;
+use crate::worker::DRAIN;
 
-/// For requests in flight at the end.
-const DRAIN: Duration = Duration::from_secs(10);
 /// How long the ingress waits for the ledger's instances before it opens without them.
 const SETTLE: Duration = Duration::from_secs(5);
 const CONTROL: Bounds = Bounds { name: "control", connections: 256, drain: DRAIN };
-const INGRESS: Bounds = Bounds { name: "ingress", connections: 16_384, drain: DRAIN };
 
 /// The tasks of a daemon and how they are told to end.
 struct Tasks {
@@ -121,14 +120,6 @@ async fn join(cfg: &HostdConfig) -> Result<Identity, HostdError> {
     Ok(identity::ensure(&dir, wish, cfg.join.as_ref()).await?)
 }
 
-/// The security of the ingress: its certificate on TCP, the user on a Unix socket.
-fn ingress_security(listener: &Listener, acceptor: &TlsAcceptor) -> Security {
-    match listener {
-        Listener::Tcp(_) => Security::MutualTls(acceptor.clone()),
-        Listener::Unix { .. } => Security::SameUser,
-    }
-}
-
 async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToken) -> Result<Tasks, HostdError> {
     let dir = cfg.data_dir;
     let data = |part: &str| {
@@ -139,17 +130,11 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
     let renewal = Arc::new(Renewal::new(&dir.join("identity"), cfg.id.clone(), identity).map_err(IdentityError::from)?);
     let acceptor = TlsAcceptor::from(Arc::new(renewal.server_config().map_err(IdentityError::from)?));
     let control = Listener::open(cfg.control, LOCK_WITHIN).await?;
-    let ingress = Listener::open(cfg.ingress, LOCK_WITHIN).await?;
-    let cache = CodeCache::open(&dir.join("cache"), cfg.compiler)?;
-    let runtime = Runtime::new(RuntimeConfig {
-        pool: PoolConfig::for_host(cfg.sandboxes, cfg.memory),
-        code: Arc::new(cache.clone()),
-        dialer: Arc::new(NetworkDialer { allow_private: cfg.allow_private_egress }),
-        outbound_ca_pem: cfg
-            .outbound_ca_file
-            .map(|file| std::fs::read(&file).map_err(data("outbound CA")))
-            .transpose()?,
-    })?;
+    let ingress_address = cfg.ingress.address.clone();
+    let ingress = Listener::open(cfg.ingress, LOCK_WITHIN).await?.into_fd();
+    let (ingress, ingress_file) =
+        ingress.map_err(|source| HostdError::Listen { address: ingress_address.to_string(), source })?;
+    let cache = CodeCache::open(&dir.join("cache"), cfg.compiler).map_err(HostdError::Cache)?;
     let store = ComponentStore::open(dir.join("components")).map_err(data("components"))?;
     let services = Arc::new(ServiceHost::new(dir.join("services")).map_err(data("services"))?);
     let peers = PeerClient::new(renewal.peer_config().map_err(IdentityError::from)?);
@@ -158,12 +143,26 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
     let started_at = Timestamp::now();
     let boot = u64::try_from(started_at.as_millisecond()).unwrap_or_default();
     let logs = Logs::new(boot, shutdown.clone());
-    let map = Arc::new(InstanceMap::default());
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let capacity = HostCapacity { memory_bytes: cfg.memory, cpu_millis: cores as u64 * 1000, sandboxes: cfg.sandboxes };
 
     let (wake_services, wake_components, wake_instances) =
         (Arc::new(Notify::new()), Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let settings = Settings {
+        command: cfg.worker,
+        dir: dir.join("workers"),
+        sandboxes: cfg.sandboxes,
+        memory: cfg.memory,
+        outbound_ca_pem: cfg.outbound_ca_file.as_deref().map(outbound_ca).transpose()?,
+        require_confinement: cfg.require_confinement,
+        cache: cache.clone(),
+        dialer: Arc::new(NetworkDialer { allow_private: cfg.allow_private_egress }),
+        wake_components: wake_components.clone(),
+        wake_instances: wake_instances.clone(),
+    };
+    let pool = Pool::start(settings, ingress, ingress_address, ingress_file).map_err(HostdError::Workers)?;
+    let ingress_identity = Arc::new(IngressIdentity::new(cfg.id.clone(), renewal.ca_pem().to_owned(), pool.clone()));
+
     let (component_sender, component_status) = watch::channel(Vec::new());
     let (service_sender, service_status) = watch::channel(ServicesStatus::default());
     let (instance_sender, instance_status) = watch::channel(InstancesStatus::default());
@@ -174,7 +173,8 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
         ledger: ledger.clone(),
         renewal,
         store: store.clone(),
-        runtime: runtime.clone(),
+        pool: pool.clone(),
+        ingress_identity,
         services: services.clone(),
         logs: logs.clone(),
         metrics: metrics.clone(),
@@ -196,7 +196,11 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
         service_sender,
         stop.clone(),
     ));
-    let component_reconciler = Components::new(store, cache.clone(), metrics.clone(), wake_components.clone());
+    let forget: Forget = {
+        let pool = pool.clone();
+        Box::new(move |digest| pool.forget(digest))
+    };
+    let component_reconciler = Components::new(store, cache.clone(), forget, metrics, wake_components.clone());
     reconcilers.spawn(drive(
         component_reconciler,
         ledger.subscribe(),
@@ -207,9 +211,8 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
     ));
     let instance_reconciler = Instances::new(InstancesSetup {
         own: cfg.id,
-        runtime,
+        pool: pool.clone(),
         cache,
-        map: map.clone(),
         calls,
         logs,
         components: component_status,
@@ -226,16 +229,35 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
     ));
 
     let mut servers = JoinSet::new();
-    let (own, workers) = (Workers::new(Vec::new()), Workers::new(cfg.workers));
-    let security = ingress_security(&ingress, &acceptor);
-    servers.spawn(serve(control, Security::MutualTls(acceptor), CONTROL, Control::new(node), own, shutdown.clone()));
-    let (handler, shutdown) = (Ingress::new(map, metrics), shutdown.clone());
-    servers.spawn(async move {
-        settled(instance_status).await;
-        tracing::info!("ingress opens");
-        serve(ingress, security, INGRESS, handler, workers, shutdown).await;
+    let threads = Threads::new(Vec::new());
+    servers.spawn(serve(
+        control,
+        Security::MutualTls(acceptor),
+        CONTROL,
+        Control::new(node),
+        threads,
+        shutdown.clone(),
+    ));
+    servers.spawn({
+        let (pool, shutdown) = (pool.clone(), shutdown.clone());
+        async move {
+            tokio::select! {
+                () = settled(instance_status) => pool.open(),
+                () = shutdown.cancelled() => {}
+            }
+            shutdown.cancelled().await;
+            pool.end().await;
+        }
     });
     Ok(Tasks { servers, reconcilers, stop_reconcilers: stop })
+}
+
+/// The authorities for outbound HTTPS, checked as a worker will.
+fn outbound_ca(path: &Path) -> Result<String, HostdError> {
+    let pem = std::fs::read_to_string(path).map_err(|source| HostdError::DataDir { path: path.to_owned(), source })?;
+    marcato_runtime::check_outbound_ca(pem.as_bytes())
+        .map_err(|source| HostdError::OutboundCa { path: path.to_owned(), source })?;
+    Ok(pem)
 }
 
 /// Waits until what the ledger says and the cache holds was started; connections wait in the listen queue.

@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::listen::{Accepted, Io, Listener};
+use crate::threads::{Place, Threads};
 use crate::tls::{self, Caller};
-use crate::workers::{Place, Workers};
 
 /// For a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,8 +51,8 @@ pub(crate) fn reply_body(bytes: Bytes) -> ReplyBody {
 pub(crate) enum Security {
     /// By a certificate of the cluster.
     MutualTls(TlsAcceptor),
-    /// By running as this daemon's user, on a Unix socket; they act as the router.
-    SameUser,
+    /// By running as this user, on a Unix socket; they act as the router.
+    SameUser(u32),
 }
 
 /// Bounds of a server.
@@ -78,7 +78,7 @@ pub(crate) async fn serve<H: Handler>(
     security: Security,
     bounds: Bounds,
     handler: H,
-    workers: Workers,
+    threads: Threads,
     shutdown: CancellationToken,
 ) {
     let permits = Arc::new(Semaphore::new(bounds.connections));
@@ -98,7 +98,7 @@ pub(crate) async fn serve<H: Handler>(
             (Ok(permit), Ok(accepted)) => {
                 let (security, handler, watcher) = (security.clone(), handler.clone(), graceful.watcher());
                 let aborted = aborted.clone();
-                workers.spawn(&connections, |place| async move {
+                threads.spawn(&connections, |place| async move {
                     let serving = connection(accepted, security, bounds, handler, watcher, place, permit);
                     tokio::select! {
                         () = aborted.cancelled() => {}
@@ -141,9 +141,8 @@ async fn connection<H: Handler>(
         Err(error) => return tracing::warn!(server = name, %error, "an accepted connection cannot be used"),
     };
     match security {
-        Security::SameUser => {
-            let own = nix::unistd::geteuid().as_raw();
-            if accepted.uid != Some(own) {
+        Security::SameUser(user) => {
+            if accepted.uid != Some(user) {
                 tracing::warn!(server = name, uid = ?accepted.uid, "a connection of another user was refused");
                 return;
             }

@@ -74,6 +74,14 @@ impl TestCa {
         self.leaf(&[&format!("marcato://host/{id}")], &format!("{id}.host.marcato.internal"))
     }
 
+    /// Signs the request of a host's ingress as the control plane does.
+    pub(crate) fn sign_ingress(&self, csr_pem: &str, id: &str) -> String {
+        let mut csr = rcgen::CertificateSigningRequestParams::from_pem(csr_pem).unwrap();
+        csr.params = CertificateParams::new(vec![format!("{id}.ingress.marcato.internal")]).unwrap();
+        csr.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        csr.signed_by(&self.issuer).unwrap().pem()
+    }
+
     /// Signs a request as the control plane does.
     pub(crate) fn sign(&self, csr_pem: &str, id: &str) -> String {
         let mut csr = rcgen::CertificateSigningRequestParams::from_pem(csr_pem).unwrap();
@@ -239,7 +247,8 @@ pub(crate) fn ensure_joined(id: &str, ca: &TestCa, dir: &std::path::Path) {
 /// The config of a test's daemon.
 pub(crate) fn config(id: &str, dir: &std::path::Path) -> HostdConfig {
     let listen = |file: &str| Listen { address: HostAddress::Unix(dir.join(file)), inherited: None };
-    // The test program compiles by itself: see `compile_child` below.
+    // The test program compiles by itself and is its own worker: see `compile_child` and `worker` below.
+    let worker = ["--exact", "testing::worker", "--ignored", "--nocapture"].map(Into::into);
     let compile = ["--exact", "testing::compile_child", "--ignored", "--nocapture"].map(Into::into);
     HostdConfig {
         data_dir: dir.to_owned(),
@@ -254,7 +263,12 @@ pub(crate) fn config(id: &str, dir: &std::path::Path) -> HostdConfig {
         compiler: marcato_runtime::CompilerCommand::new(std::env::current_exe().unwrap(), compile),
         allow_private_egress: false,
         outbound_ca_file: None,
-        workers: Vec::new(),
+        worker: crate::WorkerCommand {
+            program: std::env::current_exe().unwrap(),
+            args: worker.into(),
+            env: Vec::new(),
+        },
+        require_confinement: false,
     }
 }
 
@@ -267,6 +281,15 @@ fn compile_child() {
         eprintln!("{error}");
         std::process::exit(1);
     }
+}
+
+/// What a worker of a test runs. It is not confined: this program has threads already.
+#[test]
+#[ignore = "run by a daemon, as its worker"]
+fn worker() {
+    let prepared = crate::prepare_worker().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(crate::run_worker(prepared, Vec::new())).unwrap();
 }
 
 pub(crate) fn json_request(method: &str, path: &str, body: &[u8]) -> Request<Full<Bytes>> {

@@ -122,15 +122,15 @@ fn term_of(certificate: &CertificateDer<'_>) -> Option<CertificateTerm> {
     })
 }
 
-/// Whether a client that believes this authority and wants this host would take the certificate at `now`.
-pub(crate) fn verify_host(
+/// Whether a client that believes this authority and wants this name would take the certificate at `now`.
+pub(crate) fn verify_server(
     certificate: &Certificate,
-    host: &HostId,
+    name: &str,
     ca_pem: &[u8],
     now: Timestamp,
 ) -> Result<(), TlsError> {
     let verifier = WebPkiServerVerifier::builder_with_provider(roots(ca_pem)?, provider()).build()?;
-    let name = ServerName::try_from(host_server_name(host)).map_err(|e| rustls::Error::General(e.to_string()))?;
+    let name = ServerName::try_from(name).map_err(|e| rustls::Error::General(e.to_string()))?;
     let since_1970 = std::time::Duration::from_secs(u64::try_from(now.as_second()).unwrap_or_default());
     let chain = &certificate.key.cert;
     let first = chain.first().ok_or(TlsError::Unreadable)?;
@@ -141,6 +141,11 @@ pub(crate) fn verify_host(
 /// The name that a host's certificate has for its clients.
 pub(crate) fn host_server_name(id: &HostId) -> String {
     format!("{id}.host.marcato.internal")
+}
+
+/// The name that the certificate of its ingress has for the edge.
+pub(crate) fn ingress_server_name(id: &HostId) -> String {
+    format!("{id}.ingress.marcato.internal")
 }
 
 /// The certificates of a PEM text. Errors when there is none.

@@ -46,6 +46,18 @@ fn covers(entry: &OutboundHost, host: &str, port: u16, default_port: u16) -> boo
     host_ok && entry.port.unwrap_or(default_port) == port
 }
 
+/// Whether an allow-list covers the host, for whichever scheme. For a daemon that connects for others: the worker has
+/// looked at the scheme as well.
+#[must_use]
+pub fn outbound_allows(hosts: &[String], host: &str, port: u16) -> bool {
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let entries = hosts.iter().filter_map(|text| OutboundHost::parse(text).ok());
+    entries.into_iter().any(|entry| {
+        let bare = OutboundHost { host: bare(&entry.host).to_owned(), ..entry };
+        [80, 443].into_iter().any(|default| covers(&bare, &host, port, default))
+    })
+}
+
 /// What the guests of one instance may reach.
 pub(crate) struct Egress {
     instance: InstanceId,

@@ -26,7 +26,7 @@ pub use body::{BodyError, BoxError, RequestBody, ResponseBody};
 pub use cache::{CodeCache, CodeSource};
 pub use compile::compile_child;
 pub use config::{CompilerCommand, InstanceSetup, PoolConfig, RuntimeConfig};
-pub use egress::{DialError, Dialer, NetworkDialer, check_outbound_ca};
+pub use egress::{DialError, Dialer, NetworkDialer, check_outbound_ca, outbound_allows};
 pub use error::{CompileError, InvokeError, LoadError, RuntimeError, StartError};
 pub use instance::Instance;
 pub use runtime::{Code, Runtime};

@@ -41,6 +41,8 @@ pub(crate) fn routes(node: Arc<Node>) -> Router {
         .route("/v1/services/{id}/backup", get(backup).put(restore))
         .route(host_paths::CERTIFICATE_REQUEST, post(certificate_request))
         .route(host_paths::CERTIFICATE, put(put_certificate))
+        .route(host_paths::INGRESS_CERTIFICATE_REQUEST, post(ingress_certificate_request))
+        .route(host_paths::INGRESS_CERTIFICATE, put(put_ingress_certificate))
         .route(host_paths::METRICS, get(metrics))
         .route(host_paths::HEALTH, get(health))
         .route(host_paths::VERSION, get(version))
@@ -128,6 +130,15 @@ async fn restore(State(node): State<Arc<Node>>, Path(id): Path<String>, body: Bo
 
 async fn certificate_request(State(node): State<Arc<Node>>) -> Reply {
     reply::json(&node.certificate_request().await?)
+}
+
+async fn ingress_certificate_request(State(node): State<Arc<Node>>) -> Reply {
+    reply::json(&node.ingress_certificate_request().await?)
+}
+
+async fn put_ingress_certificate(State(node): State<Arc<Node>>, headers: HeaderMap, body: Body) -> Reply {
+    let certificate: NewCertificate = reply::read_json(&headers, body, CERTIFICATE_BYTES).await?;
+    reply::json(&node.put_ingress_certificate(certificate).await?)
 }
 
 async fn put_certificate(State(node): State<Arc<Node>>, headers: HeaderMap, body: Body) -> Reply {

@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{Reconciler, back_off};
 use crate::components::{ComponentStore, StoredComponent};
+use crate::error::chain;
 use crate::metrics::Metrics;
 
 /// A component that no instance needs stays this long, for a rollback or a scale-up from zero.
@@ -39,10 +40,15 @@ struct Failure {
     retry_at: Instant,
 }
 
+/// Takes code out of every worker's folder.
+pub(crate) type Forget = Box<dyn Fn(&Digest) + Send + Sync>;
+
 /// See the module.
 pub(crate) struct Components {
     store: ComponentStore,
     cache: CodeCache,
+    /// Has workers forget code too.
+    forget: Forget,
     metrics: Arc<Metrics>,
     /// Wakes this reconciler when a compilation ends.
     wake: Arc<Notify>,
@@ -53,8 +59,14 @@ pub(crate) struct Components {
 
 impl Components {
     /// A reconciler over this store and this cache.
-    pub(crate) fn new(store: ComponentStore, cache: CodeCache, metrics: Arc<Metrics>, wake: Arc<Notify>) -> Self {
-        Self { store, cache, metrics, wake, job: None, failures: HashMap::new(), last_needed: HashMap::new() }
+    pub(crate) fn new(
+        store: ComponentStore,
+        cache: CodeCache,
+        forget: Forget,
+        metrics: Arc<Metrics>,
+        wake: Arc<Notify>,
+    ) -> Self {
+        Self { store, cache, forget, metrics, wake, job: None, failures: HashMap::new(), last_needed: HashMap::new() }
     }
 
     fn finish_job(&mut self) {
@@ -136,6 +148,7 @@ impl Components {
             .collect();
         for digest in expired {
             // The code first: what is left after a crash in between is found again by its bytes.
+            (self.forget)(&digest);
             if let Err(error) = self.cache.forget(&digest).and_then(|()| self.store.remove(&digest)) {
                 tracing::warn!(%digest, %error, "an unused component cannot be removed");
                 continue;
@@ -192,18 +205,6 @@ impl Reconciler for Components {
         }
         self.status(&needed, &stored)
     }
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,32 +1,31 @@
-//! Instances: those of the config run, drain or are gone; requests find them through one swap cell.
+//! Instances: those of the config run in a worker, drain or are gone.
 //!
 //! An instance starts from code in the cache alone, so a restarted host serves its ledger without a
 //! compiler. A spec that changed under the same id is a removal and an addition; `state` alone is not.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use marcato_api::{
     ComponentState, ComponentStatus, Digest, HostConfig, HostId, InstanceId, InstancePhase, InstanceSpec,
     InstanceState, ServiceKind, ServiceSpec,
 };
-use marcato_runtime::{Code, CodeCache, Instance, InstanceSetup, LoadError, Runtime, Services};
+use marcato_runtime::{CodeCache, Services};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::components::chain;
 use super::services::ServicesStatus;
 use super::{Reconciler, back_off};
+use crate::channel::{NotStarted, StartOrder};
 use crate::logs::Logs;
+use crate::pool::{Placed as InWorker, Placement, Pool};
 use crate::remote::ServiceCalls;
 
 /// Longest pause before a start is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// Instances that take requests, by id. The request path reads nothing else.
-pub(crate) type InstanceMap = ArcSwap<HashMap<Arc<str>, Instance>>;
+/// Instances that a worker is given at once: the first of many should not wait for the last.
+const BATCH: usize = 256;
 
 /// How one instance of the config stands.
 #[derive(Clone)]
@@ -37,8 +36,8 @@ pub(crate) struct InstanceEntry {
     pub(crate) phase: InstancePhase,
     /// Why it failed.
     pub(crate) reason: Option<String>,
-    /// The instance, for live numbers.
-    pub(crate) instance: Option<Instance>,
+    /// Where it runs, for live numbers.
+    pub(crate) placed: Option<InWorker>,
 }
 
 impl PartialEq for InstanceEntry {
@@ -61,7 +60,7 @@ enum Standing {
     Waiting,
     /// Its component does not compile; the component reconciler tries again, not this one.
     NotCompilable(String),
-    Running(Instance),
+    Running(InWorker),
     Failed {
         reason: String,
         count: u32,
@@ -80,15 +79,13 @@ struct Placed {
 pub(crate) struct Instances {
     with: InstancesSetup,
     placed: HashMap<InstanceId, Placed>,
-    codes: HashMap<Digest, Code>,
 }
 
 /// What [`Instances`] works with.
 pub(crate) struct InstancesSetup {
     pub(crate) own: HostId,
-    pub(crate) runtime: Runtime,
+    pub(crate) pool: Pool,
     pub(crate) cache: CodeCache,
-    pub(crate) map: Arc<InstanceMap>,
     pub(crate) calls: Arc<ServiceCalls>,
     pub(crate) logs: Logs,
     pub(crate) components: watch::Receiver<Vec<ComponentStatus>>,
@@ -108,23 +105,16 @@ fn bound_services(config: &HostConfig, spec: &InstanceSpec) -> Vec<ServiceSpec> 
     spec.bindings.values().filter_map(|id| config.services.iter().find(|s| s.id == *id)).cloned().collect()
 }
 
+/// What the worker is told of bound services: their kinds by name.
+fn bindings(services: &Services) -> BTreeMap<String, ServiceKind> {
+    let access = services.access.keys().map(|name| (name.clone(), ServiceKind::Access));
+    access.chain(services.keyvalue.keys().map(|name| (name.clone(), ServiceKind::Keyvalue))).collect()
+}
+
 impl Instances {
     /// A reconciler that has placed nothing yet.
     pub(crate) fn new(with: InstancesSetup) -> Self {
-        Self { with, placed: HashMap::new(), codes: HashMap::new() }
-    }
-
-    /// Makes the swap cell hold exactly the running instances.
-    fn publish(&self) {
-        let map = self
-            .placed
-            .values()
-            .filter_map(|p| match &p.standing {
-                Standing::Running(instance) => Some((Arc::from(p.spec.id.as_str()), instance.clone())),
-                _ => None,
-            })
-            .collect();
-        self.with.map.store(Arc::new(map));
+        Self { with, placed: HashMap::new() }
     }
 
     /// Removals and drains.
@@ -137,14 +127,10 @@ impl Instances {
             .map(|(id, _)| id.clone())
             .collect();
         let removed: Vec<Placed> = gone.iter().filter_map(|id| self.placed.remove(id)).collect();
-        if !removed.is_empty() {
-            self.publish();
-        }
         for placed in removed {
             tracing::info!(instance = %placed.spec.id, "instance removed");
             if let Standing::Running(instance) = placed.standing {
-                // Requests in flight hold it and finish.
-                instance.drain();
+                instance.remove();
             }
         }
         for placed in self.placed.values_mut() {
@@ -182,81 +168,117 @@ impl Instances {
         Ok(Some(services))
     }
 
-    async fn code(&mut self, digest: &Digest) -> Result<Option<Code>, String> {
-        if let Some(code) = self.codes.get(digest) {
-            return Ok(Some(code.clone()));
-        }
-        match self.with.runtime.load(digest).await {
-            Ok(code) => {
-                self.codes.insert(digest.clone(), code.clone());
-                Ok(Some(code))
-            }
-            Err(LoadError::NotCompiled(_)) => Ok(None),
-            Err(error @ (LoadError::Tampered { .. } | LoadError::Read(_))) => {
-                tracing::error!(%digest, error = %chain(&error), "cached code cannot be used; compiling again");
-                if let Err(error) = self.with.cache.forget(digest) {
-                    tracing::warn!(%digest, %error, "unusable code cannot be removed");
-                }
-                self.with.wake_components.notify_one();
-                Ok(None)
-            }
-            Err(error) => Err(chain(&error)),
-        }
-    }
-
     fn compile_failure(&self, digest: &Digest) -> Option<String> {
         let all = self.with.components.borrow();
         let status = all.iter().find(|c| c.digest == *digest && c.state == ComponentState::Failed)?;
         Some(status.reason.clone().unwrap_or_else(|| "the component does not compile".into()))
     }
 
-    async fn start(&mut self, spec: &InstanceSpec, bound: &[ServiceSpec]) -> Result<Standing, String> {
-        let Some(code) = self.code(&spec.digest).await? else {
-            return Ok(self.compile_failure(&spec.digest).map_or(Standing::Waiting, Standing::NotCompilable));
+    /// What a worker needs to start it; or why it does not start now.
+    fn placement(&self, spec: &InstanceSpec, bound: &[ServiceSpec]) -> Result<Placement, Standing> {
+        if spec.state == InstanceState::Draining {
+            // It has nothing in flight to finish, so there is no reason to start it.
+            return Err(Standing::Waiting);
+        }
+        if !self.with.cache.is_compiled(&spec.digest) {
+            return Err(self.not_compiled(&spec.digest));
+        }
+        let services = match self.services_of(spec, bound) {
+            Ok(Some(services)) => services,
+            Ok(None) => return Err(Standing::Waiting),
+            Err(reason) => return Err(self.failed(&spec.id, reason)),
         };
-        let Some(services) = self.services_of(spec, bound)? else { return Ok(Standing::Waiting) };
-        let setup = InstanceSetup {
+        let bindings = bindings(&services);
+        let order = StartOrder {
             id: spec.id.clone(),
             app: spec.app.clone(),
             revision: spec.revision,
+            digest: spec.digest.clone(),
             config: spec.config.clone(),
-            services,
-            logs: self.with.logs.sink(&spec.app, spec.revision, &spec.id),
+            budget: spec.budget,
+            bindings,
         };
-        let instance = self.with.runtime.start(setup, &code).map_err(|e| chain(&e))?;
-        tracing::info!(instance = %spec.id, "instance ready");
-        Ok(Standing::Running(instance))
+        Ok(Placement { order, services, logs: self.with.logs.sink(&spec.app, spec.revision, &spec.id) })
+    }
+
+    fn not_compiled(&self, digest: &Digest) -> Standing {
+        self.compile_failure(digest).map_or(Standing::Waiting, Standing::NotCompilable)
+    }
+
+    fn failed(&self, id: &InstanceId, reason: String) -> Standing {
+        tracing::warn!(instance = %id, %reason, "an instance cannot run");
+        let before = match self.placed.get(id).map(|p| &p.standing) {
+            Some(Standing::Failed { count, .. }) => *count,
+            _ => 0,
+        };
+        let count = before.saturating_add(1);
+        Standing::Failed { reason, count, retry_at: Instant::now() + back_off(count, LONGEST_PAUSE) }
+    }
+
+    /// Whether nothing is to be done for it in this pass.
+    fn stands(&self, id: &InstanceId) -> bool {
+        match self.placed.get(id).map(|p| &p.standing) {
+            // Its worker was started anew, and it was not.
+            Some(Standing::Running(placed)) => placed.state().failed.is_none(),
+            Some(Standing::Failed { retry_at, .. }) => *retry_at > Instant::now(),
+            Some(Standing::Waiting | Standing::NotCompilable(_)) | None => false,
+        }
     }
 
     /// Additions, and another try for what failed.
     async fn add(&mut self, config: &HostConfig) {
-        let mut published = Instant::now();
+        let mut batches: BTreeMap<String, Vec<(&InstanceSpec, Vec<ServiceSpec>, Placement)>> = BTreeMap::new();
         for spec in &config.instances {
-            let failures = match self.placed.get(&spec.id).map(|p| &p.standing) {
-                Some(Standing::Running(_)) => continue,
-                Some(Standing::Failed { retry_at, .. }) if *retry_at > Instant::now() => continue,
-                Some(Standing::Failed { count, .. }) => *count,
-                Some(Standing::Waiting | Standing::NotCompilable(_)) | None => 0,
-            };
+            if self.stands(&spec.id) {
+                continue;
+            }
             let services = bound_services(config, spec);
-            let standing = if spec.state == InstanceState::Draining {
-                // It has nothing in flight to finish, so there is no reason to start it.
-                Standing::Waiting
-            } else {
-                Box::pin(self.start(spec, &services)).await.unwrap_or_else(|reason| {
-                    tracing::warn!(instance = %spec.id, %reason, "an instance cannot run");
-                    let count = failures.saturating_add(1);
-                    Standing::Failed { reason, count, retry_at: Instant::now() + back_off(count, LONGEST_PAUSE) }
-                })
-            };
-            self.placed.insert(spec.id.clone(), Placed { spec: Arc::new(spec.clone()), services, standing });
-            // The first of many should not wait for the last, nor every one copy the map.
-            if published.elapsed() > Duration::from_millis(10) {
-                self.publish();
-                published = Instant::now();
+            match self.placement(spec, &services) {
+                Ok(placement) => {
+                    batches.entry(spec.isolation.worker(&spec.app)).or_default().push((spec, services, placement));
+                }
+                Err(standing) => self.put(spec, services, standing),
             }
         }
-        self.publish();
+        // One worker that is slow to start holds no other up.
+        let pool = &self.with.pool;
+        let starts = batches.into_iter().map(|(worker, all)| async move {
+            let mut done = Vec::with_capacity(all.len());
+            let mut all = all.into_iter().peekable();
+            while all.peek().is_some() {
+                let (mut batch, mut told) = (Vec::new(), Vec::new());
+                for (spec, services, placement) in all.by_ref().take(BATCH) {
+                    told.push((spec, services));
+                    batch.push(placement);
+                }
+                let class = told.first().map(|(spec, _)| spec.isolation.class).unwrap_or_default();
+                let results = pool.place(&worker, class, batch).await;
+                done.extend(told.into_iter().zip(results));
+            }
+            done
+        });
+        for ((spec, services), result) in futures::future::join_all(starts).await.into_iter().flatten() {
+            let standing = match result {
+                Ok(worker) => {
+                    tracing::info!(instance = %spec.id, worker = worker.name(), "instance ready");
+                    Standing::Running(InWorker { worker, id: spec.id.clone() })
+                }
+                Err(NotStarted::Code) => {
+                    self.with.pool.forget(&spec.digest);
+                    if let Err(error) = self.with.cache.forget(&spec.digest) {
+                        tracing::warn!(digest = %spec.digest, %error, "unusable code cannot be removed");
+                    }
+                    self.with.wake_components.notify_one();
+                    Standing::Waiting
+                }
+                Err(NotStarted::Reason(reason)) => self.failed(&spec.id, reason),
+            };
+            self.put(spec, services, standing);
+        }
+    }
+
+    fn put(&mut self, spec: &InstanceSpec, services: Vec<ServiceSpec>, standing: Standing) {
+        self.placed.insert(spec.id.clone(), Placed { spec: Arc::new(spec.clone()), services, standing });
     }
 
     fn status(&self, config: &HostConfig) -> InstancesStatus {
@@ -264,7 +286,7 @@ impl Instances {
         let mut entries = Vec::with_capacity(config.instances.len());
         for placed in config.instances.iter().filter_map(|s| self.placed.get(&s.id)) {
             let draining = placed.spec.state == InstanceState::Draining;
-            let (phase, reason, instance) = match &placed.standing {
+            let (phase, reason, placed_in) = match &placed.standing {
                 Standing::Running(i) if draining => (InstancePhase::Draining, None, Some(i.clone())),
                 Standing::Running(i) => (InstancePhase::Ready, None, Some(i.clone())),
                 Standing::Failed { reason, .. } | Standing::NotCompilable(reason) => {
@@ -274,7 +296,7 @@ impl Instances {
                 Standing::Waiting => (InstancePhase::Pending, None, None),
             };
             settled &= phase != InstancePhase::Pending || !self.with.cache.is_compiled(&placed.spec.digest);
-            entries.push(InstanceEntry { spec: placed.spec.clone(), phase, reason, instance });
+            entries.push(InstanceEntry { spec: placed.spec.clone(), phase, reason, placed: placed_in });
         }
         InstancesStatus { settled, entries }
     }
@@ -288,8 +310,7 @@ impl Reconciler for Instances {
     async fn reconcile(&mut self, config: &HostConfig) -> InstancesStatus {
         self.take_away(config);
         Box::pin(self.add(config)).await;
-        let used: HashSet<&Digest> = config.instances.iter().map(|i| &i.digest).collect();
-        self.codes.retain(|digest, _| used.contains(digest));
+        self.with.pool.sweep();
         let apps: BTreeSet<_> = config.instances.iter().map(|i| i.app.clone()).collect();
         self.with.logs.retain(&apps);
         self.status(config)

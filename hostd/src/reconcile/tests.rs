@@ -239,3 +239,67 @@ async fn the_end_waits_for_requests_and_a_client_that_left_is_not_waited_for() {
     host.stop().await;
     assert_eq!(stays.await.unwrap().unwrap().body().as_ref(), b"awake\n");
 }
+
+/// The process of a worker; its instances take requests.
+async fn worker(host: &TestHost, name: &str) -> marcato_api::WorkerStatus {
+    eventually(|| async { host.inventory().await.workers.into_iter().find(|w| w.name == name && w.pid.is_some()) })
+        .await
+}
+
+fn kill(worker: &marcato_api::WorkerStatus) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(worker.pid.unwrap()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_dies_comes_back_with_its_instances() {
+    let (host, _) = serving().await;
+    assert_eq!(host.request(get("a-1", "/")).await.status(), 200);
+    let before = host.inventory().await.instances[0].counters;
+    let first = worker(&host, "shared").await;
+    assert_eq!((first.restarts, first.class), (0, marcato_api::IsolationClass::Shared));
+    kill(&first);
+    // Connections wait in the listen queue, which the daemon holds.
+    let answered = eventually(|| async {
+        let stream = tokio::net::UnixStream::connect(&host.ingress).await.ok()?;
+        call_io(stream, get("a-1", "/")).await.ok()
+    });
+    assert_eq!(answered.await.body().as_ref(), b"hello\n");
+    let again = worker(&host, "shared").await;
+    assert!(again.restarts == 1 && again.pid != first.pid, "{again:?}");
+    let after = host.inventory().await.instances[0].counters;
+    assert!(after.requests > before.requests, "what was counted stays counted: {before:?} {after:?}");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_of_the_class_process_has_a_worker_and_an_ingress_of_its_own() {
+    let (host, digest) = serving().await;
+    let isolation = marcato_api::Isolation { class: marcato_api::IsolationClass::Process, group: String::new() };
+    let alone = InstanceSpec { app: AppName::new("alone").unwrap(), isolation, ..spec("b-1", &digest) };
+    assert_eq!(host.put_config(&told(2, vec![spec("a-1", &digest), alone])).await.status(), 200);
+    let inventory = wait_for(&host, "b-1", InstancePhase::Ready).await;
+    let own = worker(&host, "app-alone").await;
+    let address = inventory.instances.iter().find(|i| i.id.as_str() == "b-1").unwrap().ingress.clone();
+    let Some(marcato_api::HostAddress::Unix(path)) = address else { panic!("{address:?}") };
+    let ask = async |path: &Path, id| {
+        call_io(tokio::net::UnixStream::connect(path).await.unwrap(), get(id, "/")).await.unwrap()
+    };
+    assert_eq!(ask(&path, "b-1").await.status(), 200);
+    assert!(is_gone(&ask(&path, "a-1").await), "another app's instance is not in it");
+    assert!(is_gone(&ask(&host.ingress, "b-1").await), "nor its instance in the shared worker");
+    // Its death is nobody else's.
+    kill(&own);
+    assert_eq!(ask(&host.ingress, "a-1").await.status(), 200);
+    eventually(|| async {
+        let stream = tokio::net::UnixStream::connect(&path).await.ok()?;
+        call_io(stream, get("b-1", "/")).await.ok()
+    })
+    .await;
+    assert_eq!(worker(&host, "shared").await.restarts, 0);
+    // It goes with its last instance.
+    assert_eq!(host.put_config(&told(3, vec![spec("a-1", &digest)])).await.status(), 200);
+    eventually(|| async { (host.inventory().await.workers.len() == 1).then_some(()) }).await;
+    eventually(|| async { (!path.exists()).then_some(()) }).await;
+    host.stop().await;
+}

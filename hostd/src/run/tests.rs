@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use marcato_api::{HostAddress, ProblemKind};
 
 use super::*;
 use crate::config::Listen;
-use crate::testing::{Leaf, TestCa, TestHost, call_tls, config, ensure_joined, problem_of};
+use crate::testing::{Leaf, TestCa, TestHost, call_tls, config, ensure_joined, json_request, problem_of};
 
 #[tokio::test]
 async fn two_daemons_never_share_a_directory() {
@@ -57,15 +58,40 @@ async fn over_tcp_the_ingress_takes_the_router_only() {
     let (control, ingress) = (address(&mut config.control), address(&mut config.ingress));
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(run(config, shutdown.clone()));
-    let call = async |address: &HostAddress, leaf: &Leaf, path: &str| {
+    let send = async |address: &HostAddress, name: &str, leaf: &Leaf, request: Request<Full<Bytes>>| {
+        call_tls(address, name, leaf, &ca.pem(), request).await
+    };
+    let call = async |leaf: &Leaf, path: &str| {
         let request = Request::builder().uri(path).header("host", "a").body(Full::default()).unwrap();
-        call_tls(address, "h1.host.marcato.internal", leaf, &ca.pem(), request).await
+        send(&ingress, "h1.ingress.marcato.internal", leaf, request).await
+    };
+    let order = async |request: Request<Full<Bytes>>| {
+        send(&control, "h1.host.marcato.internal", &ca.router(), request).await.unwrap()
+    };
+    let inventory = async || -> marcato_api::Inventory {
+        serde_json::from_slice(order(json_request("GET", "/v1/inventory", b"")).await.body()).unwrap()
     };
     let (router, peer) = (ca.router(), ca.host("h2"));
-    assert_eq!(call(&control, &router, "/healthz").await.unwrap().status(), 200, "connections waited in the queue");
-    assert_eq!(problem_of(&call(&ingress, &router, "/").await.unwrap()).kind, ProblemKind::BadRequest);
-    assert_eq!(problem_of(&call(&ingress, &peer, "/").await.unwrap()).kind, ProblemKind::Forbidden);
-    assert!(call(&ingress, &TestCa::new().router(), "/").await.is_err());
+    assert!(inventory().await.ingress_tls && inventory().await.ingress_certificate.is_none());
+    let asked = order(json_request("POST", "/v1/ingress-certificate-request", b"")).await;
+    let asked: marcato_api::CertificateRequest = serde_json::from_slice(asked.body()).unwrap();
+    let give = async |certificate_pem: String| {
+        let body = serde_json::to_vec(&marcato_api::NewCertificate { certificate_pem }).unwrap();
+        order(json_request("PUT", "/v1/ingress-certificate", &body)).await
+    };
+    // One that speaks for the host is too much for a process that runs guests.
+    assert_eq!(problem_of(&give(ca.sign(&asked.csr_pem, "h1")).await).kind, ProblemKind::Invalid);
+    assert_eq!(problem_of(&give(ca.sign_ingress(&asked.csr_pem, "h2")).await).kind, ProblemKind::Invalid);
+    assert_eq!(problem_of(&give("nonsense".into()).await).kind, ProblemKind::Invalid);
+    let good = ca.sign_ingress(&asked.csr_pem, "h1");
+    assert_eq!(
+        (give(good.clone()).await.status(), give(good).await.status()),
+        (200.try_into().unwrap(), 200.try_into().unwrap())
+    );
+    assert!(inventory().await.ingress_certificate.is_some());
+    assert_eq!(problem_of(&call(&router, "/").await.unwrap()).kind, ProblemKind::BadRequest);
+    assert_eq!(problem_of(&call(&peer, "/").await.unwrap()).kind, ProblemKind::Forbidden);
+    assert!(call(&TestCa::new().router(), "/").await.is_err());
     shutdown.cancel();
     running.await.unwrap().unwrap();
 }

@@ -27,6 +27,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 const AUTHORITY_DAYS: u32 = 20 * 365;
 /// Everything that the authority signs; a successor is made after two thirds of it.
 const LEAF_DAYS: u32 = 365;
+/// How long the certificate of a host's ingress is good: workers, which run guests, hold its key.
+const INGRESS_DAYS: u32 = 1;
 /// Clocks of two machines differ.
 const SKEW: Duration = Duration::from_secs(3_600);
 /// The identity of every router.
@@ -123,7 +125,18 @@ impl Authority {
             dns(&format!("{host}.host.marcato.internal")).map_err(CaError::Make)?,
             uri(&format!("marcato://host/{host}")).map_err(CaError::Make)?,
         ];
-        let params = leaf_params(&format!("host {host}"), sans, now)?;
+        let params = leaf_params(&format!("host {host}"), sans, LEAF_DAYS, now)?;
+        let cert = params.signed_by(&csr.public_key, &self.issuer).map_err(CaError::Make)?;
+        Ok(format!("{}{}", cert.pem(), self.pem))
+    }
+
+    /// The certificate chain of a host's ingress for the public key of its request, good for a day from `now`: it
+    /// serves, and speaks for nobody.
+    pub fn sign_ingress(&self, csr_pem: &str, host: &HostId, now: Timestamp) -> Result<String, CaError> {
+        let csr = CertificateSigningRequestParams::from_pem(csr_pem).map_err(CaError::Request)?;
+        let sans = vec![dns(&format!("{host}.ingress.marcato.internal")).map_err(CaError::Make)?];
+        let mut params = leaf_params(&format!("ingress of {host}"), sans, INGRESS_DAYS, now)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let cert = params.signed_by(&csr.public_key, &self.issuer).map_err(CaError::Make)?;
         Ok(format!("{}{}", cert.pem(), self.pem))
     }
@@ -166,7 +179,7 @@ impl Authority {
         now: Timestamp,
     ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CaError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Make)?;
-        let params = leaf_params(name, vec![dns(name).map_err(CaError::Make)?], now)?;
+        let params = leaf_params(name, vec![dns(name).map_err(CaError::Make)?], LEAF_DAYS, now)?;
         let cert = params.signed_by(&key, &self.issuer).map_err(CaError::Make)?;
         let key = PrivateKeyDer::try_from(key.serialize_der())
             .map_err(|e| CaError::Tls(rustls::Error::General(e.to_owned())))?;
@@ -203,7 +216,7 @@ impl Authority {
             }
         }
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Make)?;
-        let cert = leaf_params(name, sans, now)?.signed_by(&key, &self.issuer).map_err(CaError::Make)?;
+        let cert = leaf_params(name, sans, LEAF_DAYS, now)?.signed_by(&key, &self.issuer).map_err(CaError::Make)?;
         files::write_secret(&leaf.key, key.serialize_pem().as_bytes())?;
         // The authority goes along, so that `marcato login` can show its fingerprint.
         files::write_public(&leaf.cert, format!("{}{}", cert.pem(), self.pem).as_bytes())?;
@@ -302,8 +315,8 @@ fn authority_params(now: Timestamp) -> Result<CertificateParams, CaError> {
     Ok(params)
 }
 
-fn leaf_params(name: &str, sans: Vec<SanType>, now: Timestamp) -> Result<CertificateParams, CaError> {
-    let mut params = base_params(name, LEAF_DAYS, now)?;
+fn leaf_params(name: &str, sans: Vec<SanType>, days: u32, now: Timestamp) -> Result<CertificateParams, CaError> {
+    let mut params = base_params(name, days, now)?;
     params.is_ca = IsCa::ExplicitNoCa;
     params.subject_alt_names = sans;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

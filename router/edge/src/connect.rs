@@ -68,7 +68,7 @@ impl Connector {
             HostAddress::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
-                let name = format!("{}.host.marcato.internal", endpoint.host);
+                let name = format!("{}.ingress.marcato.internal", endpoint.host);
                 let name = ServerName::try_from(name).map_err(|_| ConnectError::Name)?;
                 self.drive(self.tls.connect(name, stream).await?).await
             }

@@ -42,7 +42,7 @@ fn instance_spec(inputs: &Inputs, input: &AppInput, placed: &Placed) -> Option<I
         bindings,
         state: placed.state,
         isolation: placed.provision.isolation.clone(),
-        budget: placed.provision.budget.clone(),
+        budget: placed.provision.budget,
     })
 }
 

@@ -77,6 +77,9 @@ fn host_input(n: usize, zone: &str) -> HostInput {
             instances: vec![],
             services: vec![],
             certificate: None,
+            ingress_tls: false,
+            ingress_certificate: None,
+            workers: Vec::new(),
         })),
         last_seen_ms: Some(1_000_000),
     }
@@ -139,6 +142,7 @@ fn apply(inputs: &mut Inputs, plan: &Plan, ready: &dyn Fn(&Placed) -> InstancePh
                 },
                 in_flight: 0,
                 queued: 0,
+                ingress: None,
                 counters: InstanceCounters::default(),
                 limits: Vec::new(),
                 reason: Some("no such import".into()),

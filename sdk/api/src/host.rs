@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AppBudget, AppName, Bytes, Digest, Generation, HostId, InstanceId, Isolation, OrgName, RevisionConfig,
-    RevisionNumber, ServiceId, ServiceKind, SpaceName,
+    RevisionNumber, ServiceId, ServiceKind, SpaceName, WorkerStatus,
 };
 
 /// Where a host listens: `tcp:127.0.0.1:7301` or `unix:/run/marcato/ingress.sock`.
@@ -173,6 +173,15 @@ pub struct Inventory {
     pub instances: Vec<InstanceStatus>,
     /// Services that it owns.
     pub services: Vec<ServiceStatus>,
+    /// Whether its ingress is on TCP and needs a certificate.
+    #[serde(default)]
+    pub ingress_tls: bool,
+    /// From when to when that certificate is good; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress_certificate: Option<CertificateTerm>,
+    /// The processes that run its instances.
+    #[serde(default)]
+    pub workers: Vec<WorkerStatus>,
     /// From when to when the certificate that it shows is good; absent from hosts that do not renew it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateTerm>,
@@ -273,6 +282,9 @@ pub struct InstanceStatus {
     pub in_flight: u32,
     /// Requests that wait now.
     pub queued: u32,
+    /// Where its worker takes requests; absent from hosts that have one ingress for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<HostAddress>,
     /// Totals since the instance started.
     pub counters: InstanceCounters,
     /// Limits that were used or fired; those that are not here never were.

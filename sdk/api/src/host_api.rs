@@ -55,6 +55,16 @@ pub trait HostApi: Send + Sync {
     /// key that stays on the host. The same request is answered until its certificate comes.
     fn certificate_request(&self) -> impl Future<Output = ApiResult<CertificateRequest>> + Send;
 
+    /// `POST /v1/ingress-certificate-request`: a request for the certificate that the ingress of the host's workers
+    /// shows on TCP, for a key of its own. The same request is answered until its certificate comes.
+    fn ingress_certificate_request(&self) -> impl Future<Output = ApiResult<CertificateRequest>> + Send;
+
+    /// `PUT /v1/ingress-certificate`: the certificate that was asked for. Answers its term once it is shown.
+    fn put_ingress_certificate(
+        &self,
+        certificate: NewCertificate,
+    ) -> impl Future<Output = ApiResult<CertificateTerm>> + Send;
+
     /// `PUT /v1/certificate`: the certificate that was asked for. Answers its term once it is on disk with its
     /// key; connections made from then on see it. Errors: `Conflict` (409) when none was asked for (by this
     /// process); `Invalid` (422) when it is of another key, host or authority, or is not good now.
@@ -71,6 +81,10 @@ pub mod host_paths {
     pub const INVENTORY: &str = "/v1/inventory";
     /// A request for the next certificate.
     pub const CERTIFICATE_REQUEST: &str = "/v1/certificate-request";
+    /// A request for the ingress's certificate.
+    pub const INGRESS_CERTIFICATE_REQUEST: &str = "/v1/ingress-certificate-request";
+    /// The ingress's certificate.
+    pub const INGRESS_CERTIFICATE: &str = "/v1/ingress-certificate";
     /// The next certificate.
     pub const CERTIFICATE: &str = "/v1/certificate";
     /// Logs.

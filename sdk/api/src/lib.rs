@@ -8,6 +8,7 @@ mod access;
 mod admin_api;
 mod app;
 mod capability;
+mod confinement;
 mod event;
 mod fleet;
 mod host;
@@ -32,12 +33,13 @@ pub use app::{
     Reuse, Revision, RevisionConfig, RevisionPhase, Route,
 };
 pub use capability::{Grant, grant_for, interface_of};
+pub use confinement::{ConfinementReport, Measure, MeasureStatus, WorkerStatus};
 pub use event::{Event, Outcome};
 pub use fleet::{HostState, HostView, JoinRequest, JoinResponse, JoinToken, NewToken, Role, Token, TokenSecret};
 pub use host::{
-    CertificateRequest, CertificateTerm, ComponentState, ComponentStatus, HostAddress, HostCapacity,
-    HostConfig, HostUsage, InstanceCounters, InstancePhase, InstanceSpec, InstanceState, InstanceStatus, Inventory,
-    LimitScope, LimitUsage, NewCertificate, Peer, ServiceSpec, ServiceStatus,
+    CertificateRequest, CertificateTerm, ComponentState, ComponentStatus, HostAddress, HostCapacity, HostConfig,
+    HostUsage, InstanceCounters, InstancePhase, InstanceSpec, InstanceState, InstanceStatus, Inventory, LimitScope,
+    LimitUsage, NewCertificate, Peer, ServiceSpec, ServiceStatus,
 };
 pub use host_api::{HostApi, headers, host_paths};
 pub use ids::{

@@ -78,6 +78,9 @@ enum Command {
     },
     Router(server::router::RouterArgs),
     Hostd(server::hostd::HostdArgs),
+    /// Run apps for a host daemon
+    #[command(hide = true)]
+    Worker,
     #[command(hide = true)]
     CompileComponent(server::compile::CompileArgs),
 }
@@ -95,6 +98,7 @@ impl Cli {
             Command::Up(args) => up::run(&args, out),
             Command::Router(args) => server::router::run(args),
             Command::Hostd(args) => server::hostd::run(args),
+            Command::Worker => server::worker::run(),
             Command::CompileComponent(args) => server::compile::run(&args),
             Command::Logout => login::logout(out),
             Command::Manifest(command) => shell::manifest(command, out),
@@ -132,6 +136,7 @@ async fn client(command: Command, out: Output) -> Result<()> {
         Command::Up(_)
         | Command::Router(_)
         | Command::Hostd(_)
+        | Command::Worker
         | Command::CompileComponent(_)
         | Command::Logout
         | Command::Manifest(_)

@@ -138,6 +138,15 @@ impl HostApi for HostClient {
         self.caller.send(call).await.map(drop)
     }
 
+    async fn ingress_certificate_request(&self) -> ApiResult<CertificateRequest> {
+        self.json(Call::new(Method::POST, host_paths::INGRESS_CERTIFICATE_REQUEST)).await
+    }
+
+    async fn put_ingress_certificate(&self, certificate: NewCertificate) -> ApiResult<CertificateTerm> {
+        let payload = Payload::json(&certificate)?;
+        self.json(Call::new(Method::PUT, host_paths::INGRESS_CERTIFICATE).payload(payload)).await
+    }
+
     async fn certificate_request(&self) -> ApiResult<CertificateRequest> {
         self.json(Call::new(Method::POST, host_paths::CERTIFICATE_REQUEST)).await
     }

@@ -22,7 +22,8 @@ fn fixture() -> Fixture {
     let store = ComponentStore::open(dir.path().join("components")).unwrap();
     let cache = CodeCache::open(&dir.path().join("cache"), host_config("h1", dir.path()).compiler).unwrap();
     let wake = Arc::new(Notify::new());
-    let components = Components::new(store.clone(), cache, Arc::new(Metrics::new("h1")), wake.clone());
+    let components =
+        Components::new(store.clone(), cache, Box::new(|_| {}), Arc::new(Metrics::new("h1")), wake.clone());
     Fixture { _dir: dir, components, store, wake }
 }
 

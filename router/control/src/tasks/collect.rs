@@ -44,7 +44,7 @@ pub(crate) async fn run(link: Arc<Link>, stop: CancellationToken) {
 fn heard(link: &Link, inventory: Inventory) {
     let observed = &link.shared.tasks.observed;
     let before = observed.load().hosts.get(&link.id).cloned();
-    let certificate = |i: &Inventory| i.certificate;
+    let certificate = |i: &Inventory| (i.certificate, i.ingress_certificate, i.started_at);
     let known = before.as_ref().and_then(|b| b.inventory.as_deref().map(certificate));
     if known != Some(certificate(&inventory)) {
         link.certificate.notify_one();
@@ -73,7 +73,7 @@ fn matter(inventory: &Inventory) -> impl PartialEq + use<> {
         .iter()
         .map(|i| {
             let busy = i.phase == InstancePhase::Draining && (i.in_flight > 0 || i.queued > 0);
-            (i.id.clone(), i.phase, i.reason.clone(), busy)
+            (i.id.clone(), i.phase, i.reason.clone(), busy, i.ingress.clone())
         })
         .collect();
     let services: Vec<_> = inventory.services.iter().map(|s| (s.id.clone(), s.ready)).collect();

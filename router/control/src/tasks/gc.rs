@@ -156,6 +156,7 @@ mod tests {
             phase: InstancePhase::Draining,
             in_flight: 1,
             queued: 0,
+            ingress: None,
             counters: Default::default(),
             limits: Vec::new(),
             reason: None,
@@ -172,6 +173,9 @@ mod tests {
             instances: vec![instance],
             services: vec![],
             certificate: None,
+            ingress_tls: false,
+            ingress_certificate: None,
+            workers: Vec::new(),
         };
         let seen =
             ObservedHost { state: HostState::Up, inventory: Some(Arc::new(inventory)), last_seen: None, error: None };

@@ -1,17 +1,25 @@
 //! Turns a plan into the route table that the edge reads.
 
-use marcato_api::{HostAddress, HostId};
+use std::collections::HashMap;
+
+use marcato_api::{HostAddress, HostId, InstanceId};
 use marcato_balance::{AppSpec, EndpointSpec, RouteTable};
 use marcato_plan::{AppInput, Endpoint, Plan};
 
 use super::Tasks;
+use crate::observed::Observed;
 use crate::state::HostRecord;
 
 /// What a table is made from; compared, so that an unchanged one is not published again.
 pub(crate) type Published = Vec<AppSpec>;
 
-pub(crate) fn specs(apps: &[AppInput], hosts: &[HostRecord], plan: &Plan) -> Published {
-    let address = |id: &HostId| hosts.iter().find(|h| h.id == *id).map(|h| h.ingress.clone());
+pub(crate) fn specs(apps: &[AppInput], hosts: &[HostRecord], observed: &Observed, plan: &Plan) -> Published {
+    // Each worker of a host has an ingress of its own; the host's is the one of the shared worker.
+    let told = observed.hosts.values().filter_map(|h| h.inventory.as_ref()).flat_map(|i| &i.instances);
+    let workers: HashMap<&InstanceId, &HostAddress> =
+        told.filter_map(|i| i.ingress.as_ref().map(|address| (&i.id, address))).collect();
+    let host = |id: &HostId| hosts.iter().find(|h| h.id == *id).map(|h| &h.ingress);
+    let address = |e: &Endpoint| workers.get(&e.instance).copied().or_else(|| host(&e.host)).cloned();
     apps.iter()
         .map(|input| AppSpec {
             app: input.app.name.clone(),
@@ -23,7 +31,7 @@ pub(crate) fn specs(apps: &[AppInput], hosts: &[HostRecord], plan: &Plan) -> Pub
                 .get(&input.app.name)
                 .into_iter()
                 .flatten()
-                .filter_map(|e| address(&e.host).map(|a| endpoint(e, a)))
+                .filter_map(|e| address(e).map(|a| endpoint(e, a)))
                 .collect(),
         })
         .collect()

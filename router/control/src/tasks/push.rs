@@ -103,6 +103,9 @@ mod tests {
             instances: vec![],
             services: vec![],
             certificate: None,
+            ingress_tls: false,
+            ingress_certificate: None,
+            workers: Vec::new(),
         }
     }
 

@@ -18,6 +18,8 @@ use crate::state::Deed;
 
 /// How often a certificate's term is looked at.
 const CHECK: Duration = Duration::from_secs(600);
+/// After a failure with an ingress's certificate: it serves nothing without one.
+const INGRESS_RETRY: Duration = Duration::from_secs(2);
 /// After a failure; there are months left.
 const RETRY: Duration = Duration::from_secs(60);
 
@@ -48,12 +50,41 @@ pub(crate) async fn run(link: Arc<Link>, stop: CancellationToken) {
                 }
             }
         }
+        let ingress = tokio::select! {
+            () = stop.cancelled() => return,
+            ingress = ensure_ingress(&link) => ingress,
+        };
+        if let Err(problem) = ingress {
+            tracing::warn!(host = %link.id, %problem, "the ingress gets no certificate; trying again");
+            pause = pause.min(INGRESS_RETRY);
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             () = link.certificate.notified() => {}
             () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+/// Gives the ingress of a host that serves TCP its certificate, when it has none or the next is due. Not an event: it
+/// happens each day, and each time a daemon starts.
+async fn ensure_ingress(link: &Link) -> ApiResult<()> {
+    let tasks = &link.shared.tasks;
+    let Some(inventory) = tasks.observed.load().hosts.get(&link.id).and_then(|h| h.inventory.clone()) else {
+        return Ok(());
+    };
+    let due = inventory.ingress_certificate.is_none_or(|term| due_at(term, &link.id) <= Timestamp::now());
+    if !inventory.ingress_tls || !due {
+        return Ok(());
+    }
+    let request = link.client.ingress_certificate_request().await?;
+    let certificate_pem = tasks
+        .authority
+        .sign_ingress(&request.csr_pem, &link.id, Timestamp::now())
+        .map_err(|e| Problem::new(ProblemKind::Invalid, format!("the request of the host's ingress: {e}")))?;
+    link.client.put_ingress_certificate(NewCertificate { certificate_pem }).await?;
+    link.ask.notify_one();
+    Ok(())
 }
 
 async fn record(link: &Link, detail: &str, outcome: Outcome) {

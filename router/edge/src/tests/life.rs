@@ -91,7 +91,7 @@ async fn hosts_over_tcp_are_reached_by_mutual_tls() {
         .with_client_auth_cert(vec![cert], key)
         .unwrap();
     let rig = Rig::with_upstream(|_| {}, Arc::new(upstream), &ca).await;
-    for (name, expected) in [("h1.host.marcato.internal", 200), ("h2.host.marcato.internal", 502)] {
+    for (name, expected) in [("h1.ingress.marcato.internal", 200), ("h2.ingress.marcato.internal", 502)] {
         let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(ca.roots()), provider())
             .build()
             .unwrap();

@@ -1,15 +1,16 @@
 //! `marcato hostd`: the node daemon.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use marcato_api::{Bytes, HostAddress, HostId};
-use marcato_hostd::{CompilerCommand, HostdConfig, JoinSettings, Listen};
+use marcato_hostd::{CompilerCommand, HostdConfig, JoinSettings, Listen, WorkerCommand};
 
 use super::inherit::Inherited;
-use super::{logging, parent, runtime, signals, socket};
+use super::{logging, parent, runtime, signals, socket, worker};
 use crate::manifest::Size;
 
 /// Live sandboxes at once: address space is reserved for each, memory only for what lives.
@@ -57,9 +58,20 @@ pub(crate) struct HostdArgs {
     /// Authorities (PEM) that guests' outbound HTTPS trusts beside the public ones
     #[arg(long, value_name = "FILE")]
     outbound_ca: Option<PathBuf>,
-    /// Threads that carry requests; absent: one per core
+    /// Refuse to run apps where the kernel does not have all that confines their processes
+    #[arg(long)]
+    require_confinement: bool,
+    /// Threads of each worker that carry requests; absent: one per core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+}
+
+/// What a worker gets of this environment: how it logs, and its threads.
+fn worker_env(threads: Option<u16>) -> Vec<(OsString, OsString)> {
+    let own = [logging::NAME_VAR, logging::FILTER_VAR];
+    let mut env: Vec<_> = own.into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect();
+    env.extend(threads.map(|n| (worker::THREADS_VAR.into(), n.to_string().into())));
+    env
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -87,7 +99,6 @@ pub(crate) fn run(args: HostdArgs) -> Result<()> {
         _ => None,
     };
     let program = std::env::current_exe().context("cannot tell where this program is")?;
-    let workers = runtime::Workers::start("hostd", args.threads)?;
     let config = HostdConfig {
         data_dir: args.data,
         id: args.id,
@@ -101,10 +112,11 @@ pub(crate) fn run(args: HostdArgs) -> Result<()> {
             Some(size) => size.0,
             None => half_of_memory()?,
         },
-        compiler: CompilerCommand::new(program, ["compile-component".into()]),
+        compiler: CompilerCommand::new(program.clone(), ["compile-component".into()]),
         allow_private_egress: args.allow_private_egress,
         outbound_ca_file: args.outbound_ca,
-        workers: workers.handles(),
+        worker: WorkerCommand { program, args: vec!["worker".into()], env: worker_env(args.threads) },
+        require_confinement: args.require_confinement,
     };
     runtime::server("hostd")?.block_on(signals::until_stopped(|token| marcato_hostd::run(config, token)))
 }

@@ -1,4 +1,4 @@
-//! The server commands: what `marcato router`, `marcato hostd` and the hidden `compile-component` share.
+//! The server commands: what `marcato router`, `marcato hostd` and the hidden `worker` and `compile-component` share.
 //!
 //! Each command is one file that turns arguments into a config and calls the crate that does the work.
 //! The signals, the runtime, the log and inherited sockets are set up here, the same for both.
@@ -11,6 +11,7 @@ pub(crate) mod parent;
 pub(crate) mod router;
 pub(crate) mod runtime;
 pub(crate) mod signals;
+pub(crate) mod worker;
 
 /// Names of inherited sockets (`LISTEN_FDNAMES`).
 pub(crate) mod socket {

@@ -13,8 +13,7 @@ use hyper::body::Incoming;
 use marcato_api::{Problem, ProblemKind, headers};
 use marcato_runtime::InvokeError;
 
-use crate::metrics::Metrics;
-use crate::reconcile::instances::InstanceMap;
+use super::instances::{InstanceMap, Numbers};
 use crate::serve::{Handler, ReplyBody, reply_body};
 use crate::tls::Caller;
 
@@ -24,15 +23,15 @@ const NOT_STARTED: HeaderName = HeaderName::from_static(headers::NOT_STARTED);
 
 /// Answers requests with instances.
 #[derive(Clone)]
-pub(crate) struct Ingress {
+pub(super) struct Ingress {
     instances: Arc<InstanceMap>,
-    metrics: Arc<Metrics>,
+    numbers: Arc<Numbers>,
 }
 
 impl Ingress {
     /// Serves the instances of this cell.
-    pub(crate) fn new(instances: Arc<InstanceMap>, metrics: Arc<Metrics>) -> Self {
-        Self { instances, metrics }
+    pub(super) fn new(instances: Arc<InstanceMap>, numbers: Arc<Numbers>) -> Self {
+        Self { instances, numbers }
     }
 
     async fn invoke(
@@ -89,7 +88,7 @@ impl Handler for Ingress {
             Ok(response) => (response, false),
             Err(error) => (platform_error(error), true),
         };
-        self.metrics.answered(response.status(), by_platform);
+        self.numbers.answered(response.status(), by_platform);
         response
     }
 }

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinError;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-struct Worker {
+struct Thread {
     runtime: Handle,
     connections: AtomicUsize,
     /// Requests that have no response head yet.
@@ -20,11 +20,11 @@ struct Worker {
 
 /// All of them. Clones are the same threads.
 #[derive(Clone)]
-pub(crate) struct Workers(Arc<[Worker]>);
+pub(crate) struct Threads(Arc<[Thread]>);
 
 /// A place on one of the threads.
 pub(crate) struct Place {
-    workers: Workers,
+    threads: Threads,
     at: usize,
 }
 
@@ -46,18 +46,18 @@ impl Drop for Counted<'_> {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.worker().connections.fetch_sub(1, Ordering::Relaxed);
+        self.thread().connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Workers {
-    /// One worker for each runtime; without any, the present one.
+impl Threads {
+    /// One for each runtime; without any, the present one.
     pub(crate) fn new(mut runtimes: Vec<Handle>) -> Self {
         if runtimes.is_empty() {
             runtimes.push(Handle::current());
         }
-        let worker = |runtime| Worker { runtime, connections: AtomicUsize::new(0), requests: AtomicUsize::new(0) };
-        Self(runtimes.into_iter().map(worker).collect())
+        let thread = |runtime| Thread { runtime, connections: AtomicUsize::new(0), requests: AtomicUsize::new(0) };
+        Self(runtimes.into_iter().map(thread).collect())
     }
 
     /// Runs a connection on the thread that has the fewest.
@@ -68,13 +68,13 @@ impl Workers {
         let connections = |at: &usize| self.0[*at].connections.load(Ordering::Relaxed);
         let at = (0..self.0.len()).min_by_key(connections).unwrap_or(0);
         self.0[at].connections.fetch_add(1, Ordering::Relaxed);
-        tasks.spawn_on(serve(Place { workers: self.clone(), at }), &self.0[at].runtime);
+        tasks.spawn_on(serve(Place { threads: self.clone(), at }), &self.0[at].runtime);
     }
 }
 
 impl Place {
-    fn worker(&self) -> &Worker {
-        &self.workers.0[self.at]
+    fn thread(&self) -> &Thread {
+        &self.threads.0[self.at]
     }
 
     /// Runs a request here, or on a thread that has none while this one has. Errors: it panicked there.
@@ -82,8 +82,8 @@ impl Place {
     where
         F: Future<Output: Send + 'static> + Send + 'static,
     {
-        let (_here, before) = Counted::new(&self.worker().requests);
-        let idle = || self.workers.0.iter().find(|w| w.requests.load(Ordering::Relaxed) == 0);
+        let (_here, before) = Counted::new(&self.thread().requests);
+        let idle = || self.threads.0.iter().find(|w| w.requests.load(Ordering::Relaxed) == 0);
         match (before > 0).then(idle).flatten() {
             None => Ok(request.await),
             Some(other) => {
@@ -105,25 +105,25 @@ mod tests {
     use super::*;
 
     /// Threads that end with the token.
-    fn threads(count: usize, stop: &CancellationToken) -> Workers {
+    fn threads(count: usize, stop: &CancellationToken) -> Threads {
         let start = |_| {
             let (runtime, stop) = (Builder::new_current_thread().build().unwrap(), stop.clone());
             let handle = runtime.handle().clone();
             thread::spawn(move || runtime.block_on(stop.cancelled()));
             handle
         };
-        Workers::new((0..count).map(start).collect())
+        Threads::new((0..count).map(start).collect())
     }
 
     #[tokio::test]
     async fn connections_are_spread_and_a_request_moves_to_an_idle_thread_only_when_its_own_is_at_work() {
         let stop = CancellationToken::new();
         let _end = stop.clone().drop_guard();
-        let workers = threads(2, &stop);
+        let all = threads(2, &stop);
         let tasks = TaskTracker::new();
         let place = || async {
             let (send, receive) = oneshot::channel();
-            workers.spawn(&tasks, |place| async move { drop(send.send((place, thread::current().id()))) });
+            all.spawn(&tasks, |place| async move { drop(send.send((place, thread::current().id()))) });
             receive.await.unwrap()
         };
         let (first, on_first) = place().await;
@@ -144,7 +144,7 @@ mod tests {
         busy.await.unwrap();
         busy_too.await.unwrap();
         drop((first, second));
-        assert!(workers.0.iter().all(|w| w.connections.load(Ordering::Relaxed) == 0));
-        assert!(workers.0.iter().all(|w| w.requests.load(Ordering::Relaxed) == 0));
+        assert!(all.0.iter().all(|w| w.connections.load(Ordering::Relaxed) == 0));
+        assert!(all.0.iter().all(|w| w.requests.load(Ordering::Relaxed) == 0));
     }
 }

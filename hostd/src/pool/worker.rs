@@ -1,0 +1,363 @@
+//! One worker as the daemon sees it: what it should run, the channel to it while it lives, what it last reported.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use marcato_api::{
+    Bytes, ConfinementReport, Digest, HostAddress, HostUsage, InstanceCounters, InstanceId, IsolationClass, LimitUsage,
+    WorkerStatus,
+};
+use marcato_runtime::{LogSink, Services};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{Placement, process};
+use crate::channel::{
+    Asks, IngressNumbers, IngressTls, NotStarted, Order, OrderAnswer, Orders, Peer, Report, StartOrder,
+};
+use crate::listen::SocketFile;
+
+/// For a report.
+const REPORT_WITHIN: Duration = Duration::from_secs(1);
+/// For a worker that is being started, or started anew, before an instance counts as not started.
+const START_WITHIN: Duration = Duration::from_secs(20);
+
+/// The daemon's end of a channel.
+pub(super) type WorkerPeer = Peer<Orders, Asks>;
+
+/// A worker process that is ready.
+#[derive(Clone)]
+pub(super) struct Link {
+    pub(super) peer: WorkerPeer,
+    pub(super) pid: u32,
+    /// Counts starts, so that a new process is told from the one before.
+    pub(super) start: u32,
+}
+
+/// An instance that the worker should run.
+pub(super) struct Entry {
+    pub(super) order: StartOrder,
+    pub(super) services: Services,
+    pub(super) logs: Arc<dyn LogSink>,
+    draining: bool,
+    /// Why it did not start in the present process.
+    failed: Option<String>,
+    /// As last reported by the present process.
+    now: InstanceState,
+    /// What earlier processes had counted.
+    before: InstanceCounters,
+}
+
+/// How an instance stands.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct InstanceState {
+    pub(crate) in_flight: u32,
+    pub(crate) queued: u32,
+    pub(crate) counters: InstanceCounters,
+    pub(crate) limits: Vec<LimitUsage>,
+    /// Why it does not run although its worker does.
+    pub(crate) failed: Option<String>,
+}
+
+#[derive(Default)]
+struct State {
+    entries: HashMap<InstanceId, Entry>,
+    report: Report,
+    /// What the ingress of earlier processes had answered.
+    past: IngressNumbers,
+    restarts: u64,
+    confinement: ConfinementReport,
+    open: bool,
+    tls: Option<IngressTls>,
+}
+
+/// See the module.
+pub(crate) struct Worker {
+    name: String,
+    class: IsolationClass,
+    address: HostAddress,
+    pub(super) ingress: OwnedFd,
+    _file: Option<SocketFile>,
+    pub(super) dir: PathBuf,
+    state: Mutex<State>,
+    link: watch::Sender<Option<Link>>,
+    /// It should drain and end.
+    pub(super) ending: CancellationToken,
+}
+
+fn sum(a: InstanceCounters, b: InstanceCounters) -> InstanceCounters {
+    InstanceCounters {
+        requests: a.requests + b.requests,
+        failures: a.failures + b.failures,
+        cpu_us: a.cpu_us + b.cpu_us,
+        sandboxes: a.sandboxes + b.sandboxes,
+    }
+}
+
+impl Worker {
+    pub(super) fn new(
+        name: &str,
+        class: IsolationClass,
+        address: HostAddress,
+        ingress: OwnedFd,
+        file: Option<SocketFile>,
+        dir: PathBuf,
+        tls: Option<IngressTls>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.to_owned(),
+            class,
+            address,
+            ingress,
+            _file: file,
+            dir,
+            state: Mutex::new(State { tls, ..State::default() }),
+            link: watch::Sender::new(None),
+            ending: CancellationToken::new(),
+        })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where its instances take requests.
+    pub(crate) fn address(&self) -> &HostAddress {
+        &self.address
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Whole entries and numbers: usable whatever panicked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn tls(&self) -> Option<IngressTls> {
+        self.state().tls.clone()
+    }
+
+    /// What it should run, for a new process.
+    pub(super) fn orders(&self) -> Vec<StartOrder> {
+        self.state().entries.values().filter(|e| !e.draining).map(|e| e.order.clone()).collect()
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.state().open
+    }
+
+    /// What the broker needs of an instance of this worker.
+    pub(super) fn with_entry<R>(&self, id: &InstanceId, read: impl FnOnce(&Entry) -> R) -> Option<R> {
+        self.state().entries.get(id).map(read)
+    }
+
+    /// Whether an instance of this worker runs this code.
+    pub(super) fn runs(&self, digest: &Digest) -> bool {
+        self.state().entries.values().any(|e| e.order.digest == *digest)
+    }
+
+    /// A process is ready and has all its instances.
+    pub(super) fn came(
+        &self,
+        link: Link,
+        confinement: ConfinementReport,
+        results: Vec<(InstanceId, Result<(), NotStarted>)>,
+    ) {
+        {
+            let mut state = self.state();
+            state.confinement = confinement;
+            for (id, result) in results {
+                if let Some(entry) = state.entries.get_mut(&id) {
+                    entry.failed = result.err().map(|why| reason(&why));
+                }
+            }
+        }
+        self.link.send_replace(Some(link));
+    }
+
+    /// Its process is gone. What it reported last is kept.
+    pub(super) fn went(&self) {
+        self.link.send_replace(None);
+        let mut state = self.state();
+        state.restarts = state.restarts.saturating_add(1);
+        let report = std::mem::take(&mut state.report);
+        super::add(&mut state.past, report.ingress);
+        // Those that drained had no more to do than what was cut off.
+        state.entries.retain(|_, e| !e.draining);
+        for entry in state.entries.values_mut() {
+            let now = std::mem::take(&mut entry.now);
+            entry.before = sum(entry.before, now.counters);
+        }
+    }
+
+    /// Starts instances and says of each how it went. One that failed is not tried again by itself.
+    pub(super) async fn place(&self, placements: Vec<Placement>) -> Vec<Result<(), NotStarted>> {
+        let orders: Vec<StartOrder> = placements.iter().map(|p| p.order.clone()).collect();
+        self.expect(placements);
+        let results = match tokio::time::timeout(START_WITHIN, self.start(&orders)).await {
+            Ok(results) => results,
+            Err(_) => vec![Err(NotStarted::Reason("its worker did not start in time".into())); orders.len()],
+        };
+        let mut state = self.state();
+        for (order, result) in orders.iter().zip(&results) {
+            if result.is_err() {
+                state.entries.remove(&order.id);
+            }
+        }
+        results
+    }
+
+    /// Has these run in the present process, once they were started, and in each that follows.
+    pub(super) fn expect(&self, placements: Vec<Placement>) {
+        let mut state = self.state();
+        for Placement { order, services, logs } in placements {
+            let (now, before) = (InstanceState::default(), InstanceCounters::default());
+            let id = order.id.clone();
+            let entry = Entry { order, services, logs, draining: false, failed: None, now, before };
+            state.entries.insert(id, entry);
+        }
+    }
+
+    async fn start(&self, orders: &[StartOrder]) -> Vec<Result<(), NotStarted>> {
+        let mut links = self.link.subscribe();
+        loop {
+            let link = links.borrow_and_update().clone();
+            if let Some(link) = link
+                && let Ok(OrderAnswer::Started(results)) = link.peer.call(&Order::Start(orders.to_vec())).await
+                && results.len() == orders.len()
+            {
+                return results;
+            }
+            // Another process gets them as well as this one would; starting twice changes nothing.
+            if links.changed().await.is_err() {
+                return vec![Err(NotStarted::Reason("its worker ended".into())); orders.len()];
+            }
+        }
+    }
+
+    /// Sends an order in the background, in the order of calls as far as the channel keeps it.
+    fn send(self: &Arc<Self>, order: Order) {
+        let Some(link) = self.link.borrow().clone() else { return };
+        tokio::spawn(async move {
+            // A process that is gone has nothing to do any more; the next one is told anew.
+            let _ = link.peer.call(&order).await;
+        });
+    }
+
+    pub(crate) fn drain(self: &Arc<Self>, id: &InstanceId) {
+        if let Some(entry) = self.state().entries.get_mut(id) {
+            entry.draining = true;
+        }
+        self.send(Order::Drain(id.clone()));
+    }
+
+    pub(crate) fn remove(self: &Arc<Self>, id: &InstanceId) {
+        self.state().entries.remove(id);
+        self.send(Order::Remove(id.clone()));
+    }
+
+    /// Takes connections from now on, and each process after this one too.
+    pub(super) fn open(self: &Arc<Self>) {
+        self.state().open = true;
+        self.send(Order::Open);
+    }
+
+    pub(super) fn set_tls(self: &Arc<Self>, tls: IngressTls) {
+        self.state().tls = Some(tls.clone());
+        self.send(Order::Tls(Box::new(tls)));
+    }
+
+    /// Asks how it stands. One that does not answer in time stands as before.
+    pub(super) async fn refresh(&self) {
+        let Some(link) = self.link.borrow().clone() else { return };
+        let asked = tokio::time::timeout(REPORT_WITHIN, link.peer.call(&Order::Report)).await;
+        let Ok(Ok(OrderAnswer::Report(report))) = asked else { return };
+        // Of a process that was replaced meanwhile it would count twice.
+        if self.link.borrow().as_ref().is_some_and(|now| now.start == link.start) {
+            self.take(*report);
+        }
+    }
+
+    fn take(&self, mut report: Report) {
+        let mut state = self.state();
+        for one in std::mem::take(&mut report.instances) {
+            if let Some(entry) = state.entries.get_mut(&one.id) {
+                entry.now = InstanceState {
+                    in_flight: one.in_flight,
+                    queued: one.queued,
+                    counters: one.counters,
+                    limits: one.limits,
+                    failed: None,
+                };
+            }
+        }
+        state.report = report;
+    }
+
+    /// How an instance stands, as last reported.
+    pub(crate) fn instance(&self, id: &InstanceId) -> InstanceState {
+        let state = self.state();
+        let Some(entry) = state.entries.get(id) else { return InstanceState::default() };
+        let mut now = entry.now.clone();
+        now.counters = sum(now.counters, entry.before);
+        now.failed.clone_from(&entry.failed);
+        now
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.state().entries.is_empty()
+    }
+
+    pub(super) fn ingress(&self) -> IngressNumbers {
+        let state = self.state();
+        let mut sum = state.past;
+        super::add(&mut sum, state.report.ingress);
+        sum
+    }
+
+    pub(super) fn usage(&self) -> HostUsage {
+        let pid = self.link.borrow().as_ref().map(|l| l.pid);
+        let resident_bytes = pid.map_or(Bytes(0), |pid| process::resident(&pid.to_string()));
+        HostUsage { resident_bytes, ..self.state().report.usage }
+    }
+
+    pub(super) fn status(&self) -> WorkerStatus {
+        let pid = self.link.borrow().as_ref().map(|l| l.pid);
+        let state = self.state();
+        WorkerStatus {
+            name: self.name.clone(),
+            class: self.class,
+            pid,
+            restarts: state.restarts,
+            confinement: state.confinement.clone(),
+            resident_bytes: pid.map_or(Bytes(0), |pid| process::resident(&pid.to_string())),
+        }
+    }
+
+    /// Drains and ends; no process follows.
+    pub(super) fn end(self: &Arc<Self>) {
+        self.ending.cancel();
+    }
+
+    /// The file of this code in the worker's folder.
+    pub(super) fn code_file(&self, digest: &Digest) -> PathBuf {
+        self.dir.join(format!("{}.cwasm", digest.hex()))
+    }
+
+    pub(super) fn forget(&self, digest: &Digest) {
+        match std::fs::remove_file(self.code_file(digest)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(worker = self.name, %digest, %error, "code cannot be taken from a worker's folder");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn reason(why: &NotStarted) -> String {
+    match why {
+        NotStarted::Code => "its code has to be compiled again".into(),
+        NotStarted::Reason(reason) => reason.clone(),
+    }
+}
