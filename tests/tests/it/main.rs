@@ -13,6 +13,7 @@ mod hostile;
 mod lifecycle;
 mod outbound;
 mod security;
+mod soak;
 mod streams;
 
 use std::sync::Mutex;

@@ -75,7 +75,7 @@ async fn a_line_in_the_platforms_name_stays_the_guests() -> Result<()> {
     assert!(neighbours.iter().all(|l| !l.text.contains("forged")), "it is in nobody else's log");
     let printed = arena.cluster.cli(&["logs", "forger"]).await?;
     let text = String::from_utf8_lossy(&printed.stdout);
-    assert!(text.contains("forged") && text.contains("stdout"), "{text}");
+    assert!(text.contains(" out: limit cpu_ms") && !text.contains("platform: limit"), "{text}");
     assert!(!text.chars().any(|c| c.is_control() && c != '\n' && c != '\t'), "nothing for a terminal: {text:?}");
     arena.unharmed().await
 }
