@@ -39,6 +39,9 @@ pub enum HostdError {
         #[source]
         source: marcato_runtime::RuntimeError,
     },
+    /// The kernel does not have all that confines a worker, and that is required.
+    #[error("confinement is required and cannot be had in full: {0}")]
+    Confinement(String),
     /// Workers cannot be started.
     #[error("workers cannot be started")]
     Workers(#[source] io::Error),

@@ -9,6 +9,7 @@
 
 mod channel;
 mod client;
+mod compiler;
 mod components;
 mod config;
 mod control;
@@ -36,6 +37,7 @@ mod worker;
 #[cfg(test)]
 mod testing;
 
+pub use compiler::{CompilerError, compile_confined};
 pub use config::{HostdConfig, JoinSettings, Listen};
 pub use error::HostdError;
 pub use identity::IdentityError;
@@ -46,4 +48,4 @@ pub use tls::TlsError;
 pub use worker::{Prepared as PreparedWorker, WorkerError, prepare as prepare_worker, run as run_worker};
 
 // For the `marcato` command, which starts the daemon and is its compiler.
-pub use marcato_runtime::{CompileError, CompilerCommand, compile_child};
+pub use marcato_runtime::{CompileError, CompilerCommand};

@@ -52,6 +52,7 @@ struct Tasks {
     servers: JoinSet<()>,
     /// Reconcilers end after the servers.
     reconcilers: JoinSet<()>,
+    pool: Pool,
     stop_reconcilers: CancellationToken,
 }
 
@@ -64,9 +65,15 @@ pub async fn run(cfg: HostdConfig, shutdown: CancellationToken) -> Result<(), Ho
         identity = joining => identity?,
     };
     let mut tasks = Box::pin(start(cfg, identity, &shutdown)).await?;
+    let pool = tasks.pool.clone();
+    let mut unfit = None;
     let ended = tokio::select! {
         biased;
         () = shutdown.cancelled() => None,
+        why = pool.unfit() => {
+            unfit = Some(why);
+            None
+        }
         ended = tasks.servers.join_next() => ended,
         ended = tasks.reconcilers.join_next() => ended,
     };
@@ -75,6 +82,9 @@ pub async fn run(cfg: HostdConfig, shutdown: CancellationToken) -> Result<(), Ho
     while tasks.servers.join_next().await.is_some() {}
     tasks.stop_reconcilers.cancel();
     while tasks.reconcilers.join_next().await.is_some() {}
+    if let Some(why) = unfit {
+        return Err(HostdError::Confinement(why));
+    }
     match ended {
         Some(Err(error)) => Err(HostdError::Task(error.to_string())),
         Some(Ok(())) => Err(HostdError::Task("it was not told to".into())),
@@ -155,6 +165,7 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
         memory: cfg.memory,
         outbound_ca_pem: cfg.outbound_ca_file.as_deref().map(outbound_ca).transpose()?,
         require_confinement: cfg.require_confinement,
+        unfit: watch::Sender::new(None),
         cache: cache.clone(),
         dialer: Arc::new(NetworkDialer { allow_private: cfg.allow_private_egress }),
         wake_components: wake_components.clone(),
@@ -249,7 +260,7 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
             pool.end().await;
         }
     });
-    Ok(Tasks { servers, reconcilers, stop_reconcilers: stop })
+    Ok(Tasks { servers, reconcilers, pool, stop_reconcilers: stop })
 }
 
 /// The authorities for outbound HTTPS, checked as a worker will.

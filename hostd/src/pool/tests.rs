@@ -53,6 +53,7 @@ async fn fixture() -> Fixture {
         memory: Bytes::mib(1),
         outbound_ca_pem: None,
         require_confinement: false,
+        unfit: watch::Sender::new(None),
         cache,
         dialer: Arc::new(NetworkDialer { allow_private: false }),
         wake_components: Arc::default(),
@@ -62,7 +63,7 @@ async fn fixture() -> Fixture {
     let ingress = UnixListener::bind(&socket).unwrap();
     let address = HostAddress::Unix(socket);
     let folder = dir.path().join("w");
-    let worker = Worker::new("shared", IsolationClass::Shared, address, ingress.into(), None, folder, None);
+    let worker = Worker::new("shared", 0, IsolationClass::Shared, address, ingress.into(), None, folder, None);
     let kept = Arc::new(Kept::default());
     let order = StartOrder {
         id: id("own-1"),

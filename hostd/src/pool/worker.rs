@@ -77,6 +77,7 @@ struct State {
 /// See the module.
 pub(crate) struct Worker {
     name: String,
+    pub(super) number: u16,
     class: IsolationClass,
     address: HostAddress,
     pub(super) ingress: OwnedFd,
@@ -100,6 +101,7 @@ fn sum(a: InstanceCounters, b: InstanceCounters) -> InstanceCounters {
 impl Worker {
     pub(super) fn new(
         name: &str,
+        number: u16,
         class: IsolationClass,
         address: HostAddress,
         ingress: OwnedFd,
@@ -109,6 +111,7 @@ impl Worker {
     ) -> Arc<Self> {
         Arc::new(Self {
             name: name.to_owned(),
+            number,
             class,
             address,
             ingress,

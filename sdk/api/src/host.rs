@@ -179,12 +179,12 @@ pub struct Inventory {
     /// From when to when that certificate is good; absent before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress_certificate: Option<CertificateTerm>,
-    /// The processes that run its instances.
-    #[serde(default)]
-    pub workers: Vec<WorkerStatus>,
     /// From when to when the certificate that it shows is good; absent from hosts that do not renew it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateTerm>,
+    /// The processes that run its instances.
+    #[serde(default)]
+    pub workers: Vec<WorkerStatus>,
 }
 
 /// From when to when a certificate is good.

@@ -6,6 +6,7 @@
 mod cli;
 mod crash;
 mod edge;
+mod escape;
 mod garbage;
 mod guests;
 mod health;
