@@ -55,7 +55,7 @@ pub fn tree_resident_bytes(of: Pid) -> u64 {
 }
 
 /// What a process is called: its verb and who it is, as `hostd h1` or `worker shared`.
-pub fn name(pid: Pid) -> Result<String> {
+pub(crate) fn name(pid: Pid) -> Result<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline"))?;
     let words: Vec<_> = line.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
     let verb = words.get(1).filter(|w| !w.is_empty()).context("no verb")?;
@@ -64,7 +64,7 @@ pub fn name(pid: Pid) -> Result<String> {
 }
 
 /// What a process holds, from `/proc`.
-pub fn held(pid: Pid) -> Result<Held> {
+pub(crate) fn held(pid: Pid) -> Result<Held> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let number = |field: &str| -> Result<u64> {
         let line = status.lines().find_map(|l| l.strip_prefix(field)).context("a field of status")?;

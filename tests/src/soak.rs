@@ -300,7 +300,7 @@ async fn attack(shared: &Shared, (app, path, leave): (&'static str, &str, bool))
 }
 
 /// What the cluster holds now.
-pub fn sample(cluster: &Cluster, requests: u64) -> Result<Sample> {
+fn sample(cluster: &Cluster, requests: u64) -> Result<Sample> {
     let mut processes = BTreeMap::new();
     for pid in process::tree(cluster.pid()) {
         // A process may end while it is looked at.
