@@ -174,7 +174,8 @@ pub(crate) fn map(engine: &Engine, digest: &Digest, verified: &Path) -> Result<C
     // SAFETY: the bytes were written by `commit` from this host's own compiler process: nobody else has the key. The
     // directories are the host daemon's own and files are replaced by rename only, so the mapping does not change.
     #[allow(unsafe_code, reason = "the only way to load code that was compiled ahead; see SAFETY")]
-    let component = unsafe { Component::deserialize_file(engine, verified) };
+    let load = || unsafe { Component::deserialize_file(engine, verified) };
+    let component = crate::code_memory::loading(verified, load).map_err(LoadError::Read)?;
     component.map_err(|e| {
         tracing::warn!(%digest, error = format!("{e:#}"), "compiled code does not load");
         LoadError::Tampered { digest: digest.clone(), reason: "it was compiled by another version" }

@@ -13,6 +13,7 @@ use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Strategy, WasmBacktraceDetails,
 };
 
+use crate::code_memory::FromFile;
 use crate::config::PoolConfig;
 use crate::error::RuntimeError;
 use crate::limits::MemoryTotal;
@@ -80,6 +81,10 @@ impl Machine {
         // The stack of one guest is never seen by another, not even through a defect of the compiler.
         config.async_stack_zeroing(true);
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(pool)));
+        // Elsewhere an instruction cache has to be told, which wasmtime does by itself.
+        if cfg!(target_arch = "x86_64") {
+            config.with_custom_code_memory(Some(Arc::new(FromFile)));
+        }
         let engine = Engine::new(&config).map_err(unavailable)?;
         let totals = Arc::new(HostTotals::new(pool.memory));
         let ticker = Arc::new(Ticker::default());

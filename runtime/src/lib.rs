@@ -8,6 +8,7 @@
 mod artifact;
 mod body;
 mod cache;
+mod code_memory;
 mod compile;
 mod config;
 mod crowd;
