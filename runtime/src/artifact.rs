@@ -221,9 +221,8 @@ pub(crate) fn map(engine: &Engine, verified: &Path) -> wasmtime::Result<Componen
     // SAFETY: the bytes were written by `commit` from this host's own compiler process: nobody else has the key. The
     // directories are the host daemon's own and files are replaced by rename only, so the mapping does not change.
     #[allow(unsafe_code, reason = "the only way to load code that was compiled ahead; see SAFETY")]
-    unsafe {
-        Component::deserialize_file(engine, verified)
-    }
+    let load = || unsafe { Component::deserialize_file(engine, verified) };
+    crate::code_memory::loading(verified, load)?
 }
 
 fn ensure_key(path: &Path) -> io::Result<[u8; KEY_LEN]> {

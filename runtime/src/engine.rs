@@ -13,6 +13,7 @@ use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Strategy, WasmBacktraceDetails,
 };
 
+use crate::code_memory::FromFile;
 use crate::config::PoolConfig;
 use crate::error::RuntimeError;
 use crate::limits::MemoryTotal;
@@ -129,6 +130,10 @@ impl Machine {
             // The stack of one guest is never seen by another, not even through a defect of the compiler.
             config.async_stack_zeroing(true);
             config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(pool)));
+            // Elsewhere an instruction cache has to be told, which wasmtime does by itself.
+            if cfg!(target_arch = "x86_64") {
+                config.with_custom_code_memory(Some(Arc::new(FromFile)));
+            }
             config
         })
         .map_err(unavailable)?;

@@ -9,6 +9,7 @@ mod artifact;
 mod body;
 mod cache;
 mod code;
+mod code_memory;
 mod compile;
 mod config;
 mod crowd;
