@@ -9,6 +9,7 @@
 
 mod channel;
 mod client;
+mod compiler;
 mod components;
 mod config;
 mod control;
@@ -31,11 +32,13 @@ mod serve;
 pub mod services;
 mod threads;
 mod tls;
+mod usage;
 mod worker;
 
 #[cfg(test)]
 mod testing;
 
+pub use compiler::{CompilerError, compile_confined};
 pub use config::{HostdConfig, JoinSettings, Listen};
 pub use error::HostdError;
 pub use identity::IdentityError;
@@ -43,7 +46,8 @@ pub use ledger::LedgerError;
 pub use pool::WorkerCommand;
 pub use run::run;
 pub use tls::TlsError;
+pub use usage::UsageError;
 pub use worker::{Prepared as PreparedWorker, WorkerError, prepare as prepare_worker, run as run_worker};
 
 // For the `marcato` command, which starts the daemon and is its compiler.
-pub use marcato_runtime::{CompileError, CompilerCommand, compile_child};
+pub use marcato_runtime::{CompileError, CompilerCommand};

@@ -40,6 +40,7 @@ use crate::renewal::Renewal;
 use crate::serve::{Bounds, Security, serve};
 use crate::services::ServiceHost;
 use crate::threads::Threads;
+use crate::usage::UsageLedger;
 use crate::worker::DRAIN;
 
 /// How long the ingress waits for the ledger's instances before it opens without them.
@@ -52,6 +53,7 @@ struct Tasks {
     servers: JoinSet<()>,
     /// Reconcilers end after the servers.
     reconcilers: JoinSet<()>,
+    pool: Pool,
     stop_reconcilers: CancellationToken,
 }
 
@@ -64,9 +66,15 @@ pub async fn run(cfg: HostdConfig, shutdown: CancellationToken) -> Result<(), Ho
         identity = joining => identity?,
     };
     let mut tasks = Box::pin(start(cfg, identity, &shutdown)).await?;
+    let pool = tasks.pool.clone();
+    let mut unfit = None;
     let ended = tokio::select! {
         biased;
         () = shutdown.cancelled() => None,
+        why = pool.unfit() => {
+            unfit = Some(why);
+            None
+        }
         ended = tasks.servers.join_next() => ended,
         ended = tasks.reconcilers.join_next() => ended,
     };
@@ -75,6 +83,9 @@ pub async fn run(cfg: HostdConfig, shutdown: CancellationToken) -> Result<(), Ho
     while tasks.servers.join_next().await.is_some() {}
     tasks.stop_reconcilers.cancel();
     while tasks.reconcilers.join_next().await.is_some() {}
+    if let Some(why) = unfit {
+        return Err(HostdError::Confinement(why));
+    }
     match ended {
         Some(Err(error)) => Err(HostdError::Task(error.to_string())),
         Some(Ok(())) => Err(HostdError::Task("it was not told to".into())),
@@ -143,6 +154,7 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
     let started_at = Timestamp::now();
     let boot = u64::try_from(started_at.as_millisecond()).unwrap_or_default();
     let logs = Logs::new(boot, shutdown.clone());
+    let usage = UsageLedger::open(&dir.join("usage.sqlite"))?;
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let capacity = HostCapacity { memory_bytes: cfg.memory, cpu_millis: cores as u64 * 1000, sandboxes: cfg.sandboxes };
 
@@ -155,10 +167,12 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
         memory: cfg.memory,
         outbound_ca_pem: cfg.outbound_ca_file.as_deref().map(outbound_ca).transpose()?,
         require_confinement: cfg.require_confinement,
+        unfit: watch::Sender::new(None),
         cache: cache.clone(),
         dialer: Arc::new(NetworkDialer { allow_private: cfg.allow_private_egress }),
         wake_components: wake_components.clone(),
         wake_instances: wake_instances.clone(),
+        usage: usage.clone(),
     };
     let pool = Pool::start(settings, ingress, ingress_address, ingress_file).map_err(HostdError::Workers)?;
     let ingress_identity = Arc::new(IngressIdentity::new(cfg.id.clone(), renewal.ca_pem().to_owned(), pool.clone()));
@@ -177,6 +191,7 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
         ingress_identity,
         services: services.clone(),
         logs: logs.clone(),
+        usage: usage.clone(),
         metrics: metrics.clone(),
         component_status: component_status.clone(),
         instance_status: instance_status.clone(),
@@ -187,6 +202,12 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
 
     let stop = CancellationToken::new();
     let mut reconcilers = JoinSet::new();
+    let metered = pool.clone();
+    let measure = move || {
+        let pool = metered.clone();
+        async move { pool.refresh().await }
+    };
+    reconcilers.spawn(usage.run(measure, stop.clone()));
     let service_reconciler = Services { own: cfg.id.clone(), host: services, calls: calls.clone() };
     reconcilers.spawn(drive(
         service_reconciler,
@@ -249,7 +270,7 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
             pool.end().await;
         }
     });
-    Ok(Tasks { servers, reconcilers, stop_reconcilers: stop })
+    Ok(Tasks { servers, reconcilers, pool, stop_reconcilers: stop })
 }
 
 /// The authorities for outbound HTTPS, checked as a worker will.

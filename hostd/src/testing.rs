@@ -287,7 +287,7 @@ fn compile_child() {
 #[test]
 #[ignore = "run by a daemon, as its worker"]
 fn worker() {
-    let prepared = crate::prepare_worker().unwrap();
+    let prepared = crate::worker::Prepared::unconfined().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(crate::run_worker(prepared, Vec::new())).unwrap();
 }

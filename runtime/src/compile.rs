@@ -25,6 +25,9 @@ const THREADS: &str = "2";
 /// Address space beside the memory limit: allocators and thread stacks reserve more than they use.
 const RESERVE: u64 = 4 << 30;
 
+/// How a line of the compiler's error text begins that says what of its confinement this machine does not have.
+pub const CONFINEMENT_PREFIX: &str = "confinement: ";
+
 /// What is read of a compiler's error text.
 const STDERR_LIMIT: u64 = 16 << 10;
 const MESSAGE_LIMIT: usize = 500;
@@ -81,6 +84,7 @@ pub(crate) async fn run(command: &CompilerCommand, component: &[u8], output: &Pa
             return Err(CompileError::TimedOut { timeout_ms: command.timeout_ms.0 });
         }
     };
+    note_confinement(&text);
     match status.code() {
         Some(0) => Ok(()),
         Some(_) if !text.is_empty() => Err(CompileError::Rejected(first_line(&text))),
@@ -88,10 +92,21 @@ pub(crate) async fn run(command: &CompilerCommand, component: &[u8], output: &Pa
     }
 }
 
+/// Logs what the compiler's process could not take from itself; once, as it is the same for each.
+fn note_confinement(text: &[u8]) {
+    static NOTED: std::sync::Once = std::sync::Once::new();
+    let text = String::from_utf8_lossy(text);
+    if let Some(less) = text.lines().find_map(|l| l.strip_prefix(CONFINEMENT_PREFIX)) {
+        let less: String = less.chars().filter(|c| !c.is_control()).take(MESSAGE_LIMIT).collect();
+        NOTED.call_once(|| tracing::warn!(confinement = %less, "the compiler is not confined as well as could be"));
+    }
+}
+
 /// The first line that says something, printable and bounded.
 fn first_line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
-    let line = text.lines().map(str::trim).find(|l| !l.is_empty()).unwrap_or("no message");
+    let says = |l: &&str| !l.is_empty() && !l.starts_with(CONFINEMENT_PREFIX);
+    let line = text.lines().map(str::trim).find(says).unwrap_or("no message");
     let line = line.strip_prefix("error: ").unwrap_or(line);
     let line = line.strip_prefix("not a component that compiles: ").unwrap_or(line);
     line.chars().filter(|c| !c.is_control()).take(MESSAGE_LIMIT).collect()
@@ -100,14 +115,19 @@ fn first_line(text: &[u8]) -> String {
 /// What the compiler process runs: takes the limits in its environment on itself, reads a component and
 /// writes its machine code to `output`. Call it from a process that does nothing else.
 pub fn compile_child(component: &mut dyn Read, output: &Path) -> Result<(), CompileError> {
-    limit_self().map_err(CompileError::Process)?;
+    limit_compiler()?;
+    let mut file = std::fs::File::create(output).map_err(CompileError::Store)?;
+    compile_to(component, &mut file)
+}
+
+/// The same for a process that limited itself ([`limit_compiler`]), opened its output, and has no files after that.
+pub fn compile_to(component: &mut dyn Read, output: &mut std::fs::File) -> Result<(), CompileError> {
     let mut bytes = Vec::new();
     component.read_to_end(&mut bytes).map_err(CompileError::Read)?;
     let (dialect, code) = compile_bytes(&bytes)?;
     // An import that is missing is known now, and not at the first request. There is no code of what does not link.
     crate::link::check(dialect, &code).map_err(|e| CompileError::Rejected(e.to_string()))?;
-    let mut file = std::fs::File::create(output).map_err(CompileError::Store)?;
-    file.write_all(&code).and_then(|()| file.sync_all()).map_err(CompileError::Store)
+    output.write_all(&code).and_then(|()| output.sync_all()).map_err(CompileError::Store)
 }
 
 /// Compiles in this process.
@@ -138,6 +158,11 @@ pub(crate) fn compile_bytes(bytes: &[u8]) -> Result<(Dialect, Vec<u8>), CompileE
 /// Whether an interface of WASI 0.3 is named in it.
 fn names_async(bytes: &[u8]) -> bool {
     bytes.windows(5).any(|w| w == b"@0.3.")
+}
+
+/// Takes the limits in its environment on this process. It reads `/proc`, so before a confinement that hides that.
+pub fn limit_compiler() -> Result<(), CompileError> {
+    limit_self().map_err(CompileError::Process)
 }
 
 fn limit_self() -> std::io::Result<()> {

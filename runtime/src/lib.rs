@@ -27,7 +27,7 @@ mod services;
 pub use body::{BodyError, BoxError, RequestBody, ResponseBody};
 pub use cache::{CodeCache, CodeSource};
 pub use code::CodeUsage;
-pub use compile::compile_child;
+pub use compile::{CONFINEMENT_PREFIX, compile_child, compile_to, limit_compiler};
 pub use config::{CompilerCommand, InstanceSetup, PoolConfig, RuntimeConfig};
 pub use egress::{DialError, Dialer, NetworkDialer, check_outbound_ca, outbound_allows};
 pub use error::{CompileError, InvokeError, LoadError, RuntimeError, StartError};

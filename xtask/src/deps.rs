@@ -21,7 +21,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ("guest-behaviour", &["marcato-guest"]),
     ("guest-async", &["marcato-guest"]),
     ("marcato-runtime", &["marcato-api"]),
-    ("marcato-hostd", &["marcato-runtime", "marcato-api", "marcato-socket"]),
+    ("marcato-confine", &["marcato-api"]),
+    ("marcato-hostd", &["marcato-runtime", "marcato-confine", "marcato-api", "marcato-socket"]),
     ("marcato-balance", &["marcato-api"]),
     ("marcato-plan", &["marcato-api"]),
     ("marcato-edge", &["marcato-balance", "marcato-api", "marcato-socket"]),
@@ -37,6 +38,8 @@ const ENDS: &[&str] = &["marcato-tests", "marcato-benches", "xtask"];
 const OWNED: &[(&str, &[&str])] = &[
     ("wasmtime*", &["marcato-runtime"]),
     ("virt", &["marcato-hostd-vm"]),
+    ("landlock", &["marcato-confine"]),
+    ("seccompiler", &["marcato-confine"]),
     ("rusqlite", &["marcato-hostd", "marcato-control"]),
 ];
 

@@ -12,21 +12,25 @@ use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use marcato_api::{Bytes, Digest, HostAddress, HostUsage, InstanceId, IsolationClass, WorkerStatus};
+use marcato_api::{Bytes, Digest, HostAddress, HostUsage, InstanceId, IsolationClass, OrgName, WorkerStatus};
 use marcato_runtime::{CodeCache, Dialer, LogSink, Services};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::worker::Seat;
 pub(crate) use self::worker::{InstanceState, Worker};
 use crate::channel::{IngressNumbers, IngressTls, NotStarted, StartOrder};
 use crate::durable;
 use crate::listen;
+use crate::usage::{Meter, UsageLedger};
 
 /// How long the end of a worker is waited for beyond its drain time.
 const END: Duration = Duration::from_secs(2);
@@ -53,15 +57,20 @@ pub(crate) struct Settings {
     pub(crate) require_confinement: bool,
     pub(crate) cache: CodeCache,
     pub(crate) dialer: Arc<dyn Dialer>,
+    /// Told why a worker that must be confined is not.
+    pub(crate) unfit: watch::Sender<Option<String>>,
     /// Woken when code turned out unusable.
     pub(crate) wake_components: Arc<Notify>,
     /// Woken when a worker was started anew.
     pub(crate) wake_instances: Arc<Notify>,
+    /// What instances used goes there.
+    pub(crate) usage: UsageLedger,
 }
 
 /// An instance to run, with what the daemon keeps of it.
 pub(crate) struct Placement {
     pub(crate) order: StartOrder,
+    pub(crate) org: OrgName,
     pub(crate) services: Services,
     pub(crate) logs: Arc<dyn LogSink>,
 }
@@ -78,6 +87,8 @@ struct Inner {
     tls: Mutex<Option<IngressTls>>,
     /// What workers that are gone had answered.
     past: Mutex<IngressNumbers>,
+    /// Workers that there ever were, around once all numbers were used.
+    numbers: AtomicU16,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -114,6 +125,7 @@ impl Pool {
             shared: address.clone(),
             tls: Mutex::default(),
             past: Mutex::default(),
+            numbers: AtomicU16::new(0),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }));
@@ -132,8 +144,13 @@ impl Pool {
     ) -> io::Result<Arc<Worker>> {
         let inner = &self.0;
         let dir = inner.settings.dir.join(short(name));
-        durable::ensure_private_dir(&dir)?;
-        let worker = Worker::new(name, class, address, ingress, file, dir, lock(&inner.tls).clone());
+        // Read by the worker's own user; the folder above keeps everybody else out.
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&dir)?;
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755))?;
+        let number = inner.numbers.fetch_add(1, Ordering::Relaxed);
+        let seat = Seat { number, address, ingress, file, dir };
+        let tls = lock(&inner.tls).clone();
+        let worker = Worker::new(name, class, seat, tls, Meter::new(inner.settings.usage.clone()));
         inner.tasks.spawn(process::conduct(Arc::clone(&worker), Arc::clone(&inner.settings), inner.stop.clone()));
         Ok(worker)
     }
@@ -193,6 +210,14 @@ impl Pool {
             let numbers = worker.ingress();
             add(&mut lock(&self.0.past), numbers);
         }
+    }
+
+    /// Resolves with the reason once a worker that must be confined could not be.
+    pub(crate) async fn unfit(&self) -> String {
+        let mut unfit = self.0.settings.unfit.subscribe();
+        // The pool has its sender as long as it lives.
+        while unfit.borrow_and_update().is_none() && unfit.changed().await.is_ok() {}
+        unfit.borrow().clone().unwrap_or_default()
     }
 
     /// Lets the shared worker take connections.

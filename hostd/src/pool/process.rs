@@ -22,7 +22,7 @@ use super::Settings;
 use super::broker::Broker;
 use super::worker::{Link, Worker, WorkerPeer};
 use crate::channel::{Order, OrderAnswer, Peer, Readiness, Setup, SocketSender, send_first};
-use crate::worker::{CHANNEL_FD, DIR_VAR, DRAIN, INGRESS_FD, SOCKETS_FD};
+use crate::worker::{CHANNEL_FD, DIR_VAR, DRAIN, INGRESS_FD, NUMBER_VAR, SOCKETS_FD};
 
 /// A process that lived this long did not die of its start: the next one starts at once.
 const STABLE: Duration = Duration::from_secs(10);
@@ -81,13 +81,14 @@ struct Started {
 fn start(worker: &Worker, settings: &Settings) -> io::Result<Started> {
     let (mut channel, their_channel) = StdStream::pair()?;
     let (sockets, their_sockets) = StdDatagram::pair()?;
-    let ingress: OwnedFd = worker.ingress.as_fd().try_clone_to_owned()?;
+    let ingress: OwnedFd = worker.seat.ingress.as_fd().try_clone_to_owned()?;
     let mut command = std::process::Command::new(&settings.command.program);
     command
         .args(&settings.command.args)
         .env_clear()
         .envs(settings.command.env.iter().map(|(k, v)| (k, v)))
-        .env(DIR_VAR, &worker.dir)
+        .env(DIR_VAR, &worker.seat.dir)
+        .env(NUMBER_VAR, worker.seat.number.to_string())
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null());
@@ -131,6 +132,11 @@ async fn live(worker: &Arc<Worker>, settings: &Arc<Settings>, start_number: u32)
         status = child.wait() => return Ok(format!("{} before it was ready", status?)),
     };
     match given {
+        Ok(Some((readiness, _))) if settings.require_confinement && !readiness.confinement.is_full() => {
+            let how = format!("worker {}: {}", worker.name(), readiness.confinement);
+            settings.unfit.send_replace(Some(how.clone()));
+            return Ok(how);
+        }
         Ok(Some((readiness, results))) => {
             tracing::info!(worker = worker.name(), pid, confinement = %readiness.confinement, "worker ready");
             worker.came(

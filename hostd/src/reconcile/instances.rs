@@ -198,7 +198,12 @@ impl Instances {
             budget: spec.budget,
             bindings,
         };
-        Ok(Placement { order, services, logs: self.with.logs.sink(&spec.app, spec.revision, &spec.id) })
+        Ok(Placement {
+            order,
+            org: spec.org.clone(),
+            services,
+            logs: self.with.logs.sink(&spec.app, spec.revision, &spec.id),
+        })
     }
 
     fn not_compiled(&self, digest: &Digest) -> Standing {

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use marcato_api::ConfinementReport;
+use marcato_confine::{ConfineError, Plan, worker_user};
 use marcato_runtime::{PoolConfig, Runtime, RuntimeConfig, RuntimeError};
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
@@ -38,6 +39,8 @@ use crate::tls::{self, Certificate, Shown, TlsError};
 
 /// For requests in flight at the end.
 pub(crate) const DRAIN: Duration = Duration::from_secs(10);
+/// How long a worker that ends tells how things stood.
+const LAST_WORD: Duration = Duration::from_secs(1);
 const INGRESS: Bounds = Bounds { name: "ingress", connections: 16_384, drain: DRAIN };
 
 /// Descriptors that a worker gets, by number.
@@ -46,6 +49,8 @@ pub(crate) const SOCKETS_FD: i32 = 4;
 pub(crate) const INGRESS_FD: i32 = 5;
 /// The folder with the code of its instances.
 pub(crate) const DIR_VAR: &str = "MARCATO_WORKER_DIR";
+/// A number that no other worker of the host has: the user that it becomes.
+pub(crate) const NUMBER_VAR: &str = "MARCATO_WORKER_NUMBER";
 
 /// Why a worker could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +64,9 @@ pub enum WorkerError {
     /// The ingress cannot be used.
     #[error("the listening socket cannot be used")]
     Ingress(#[source] io::Error),
+    /// It stopped half way into its confinement.
+    #[error("the process cannot be confined")]
+    Confine(#[from] ConfineError),
     /// The sandbox engine cannot start.
     #[error("the sandbox engine cannot start")]
     Runtime(#[from] RuntimeError),
@@ -71,14 +79,47 @@ pub struct Prepared {
     ingress: OwnedFd,
     code_dir: PathBuf,
     setup: Setup,
+    plan: Plan,
+    confinement: ConfinementReport,
 }
 
 /// Takes what the daemon passed on and confines the process. Call it before any thread is started.
 pub fn prepare() -> Result<Prepared, WorkerError> {
-    let code_dir = std::env::var_os(DIR_VAR).ok_or(WorkerError::NotStartedByHost)?.into();
-    let mut channel = StdStream::from(take(CHANNEL_FD)?);
-    let setup = read_first(&mut channel).map_err(WorkerError::Channel)?;
-    Ok(Prepared { channel, sockets: take(SOCKETS_FD)?.into(), ingress: take(INGRESS_FD)?, code_dir, setup })
+    let code_dir = PathBuf::from(std::env::var_os(DIR_VAR).ok_or(WorkerError::NotStartedByHost)?);
+    let number = std::env::var(NUMBER_VAR).ok().and_then(|n| n.parse().ok()).unwrap_or_default();
+    let plan = plan(code_dir.clone(), number);
+    let confinement = marcato_confine::enter(&plan)?;
+    Prepared::take(code_dir, plan, confinement)
+}
+
+/// What a worker keeps when it confines itself.
+fn plan(code_dir: PathBuf, number: u16) -> Plan {
+    Plan {
+        unprivileged_user: Some(worker_user(number)),
+        ..Plan::worker(vec![code_dir], vec![CHANNEL_FD, SOCKETS_FD, INGRESS_FD])
+    }
+}
+
+impl Prepared {
+    fn take(code_dir: PathBuf, plan: Plan, confinement: ConfinementReport) -> Result<Self, WorkerError> {
+        let mut channel = StdStream::from(take(CHANNEL_FD)?);
+        let setup = read_first(&mut channel).map_err(WorkerError::Channel)?;
+        let (sockets, ingress) = (take(SOCKETS_FD)?.into(), take(INGRESS_FD)?);
+        Ok(Self { channel, sockets, ingress, code_dir, setup, plan, confinement })
+    }
+
+    /// Without confinement, for tests: their program has threads already.
+    #[cfg(test)]
+    pub(crate) fn unconfined() -> Result<Self, WorkerError> {
+        let code_dir = PathBuf::from(std::env::var_os(DIR_VAR).ok_or(WorkerError::NotStartedByHost)?);
+        let plan = plan(code_dir.clone(), 0);
+        Self::take(code_dir, plan, ConfinementReport::default())
+    }
+
+    /// Whether nothing was taken from it.
+    fn is_unconfined(&self) -> bool {
+        self.confinement.measures.is_empty()
+    }
 }
 
 fn take(number: i32) -> Result<OwnedFd, WorkerError> {
@@ -94,7 +135,8 @@ fn take(number: i32) -> Result<OwnedFd, WorkerError> {
 
 /// Runs a worker until the daemon stops it or is gone. `threads` carry requests.
 pub async fn run(prepared: Prepared, threads: Vec<Handle>) -> Result<(), WorkerError> {
-    let Prepared { channel, sockets, ingress, code_dir, setup } = prepared;
+    let unconfined = prepared.is_unconfined();
+    let Prepared { channel, sockets, ingress, code_dir, setup, plan, mut confinement } = prepared;
     channel.set_nonblocking(true).map_err(WorkerError::Channel)?;
     let channel = UnixStream::from_std(channel).map_err(WorkerError::Channel)?;
     // The daemon's user as this process sees it: in a user namespace it may have another number.
@@ -137,7 +179,10 @@ pub async fn run(prepared: Prepared, threads: Vec<Handle>) -> Result<(), WorkerE
     let handler = Ingress::new(instances.map(), instances.numbers());
     // Nobody else sets it.
     let _ = worker.instances.set(Arc::clone(&instances));
-    let confinement = ConfinementReport::default();
+    if !unconfined {
+        // Its threads and its engine exist; the first guest does not.
+        marcato_confine::seal(&plan, &mut confinement)?;
+    }
     let ready = Ask::Ready(Box::new(Readiness { confinement }));
     let serving = async {
         if worker.peer.call(&ready).await.is_err() {
@@ -152,6 +197,9 @@ pub async fn run(prepared: Prepared, threads: Vec<Handle>) -> Result<(), WorkerE
         };
         tracing::info!(worker = %setup.worker, "ingress opens");
         serve(listener, security, INGRESS, handler, Threads::new(threads), worker.stop.clone()).await;
+        // What its last requests used counts too.
+        let last = Ask::Last(Box::new(instances.report()));
+        drop(tokio::time::timeout(LAST_WORD, worker.peer.call(&last)).await);
     };
     // Without its daemon it has neither services nor anybody who tells it what to run.
     let served = gone.run_until_cancelled(serving).await;

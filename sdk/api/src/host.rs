@@ -114,7 +114,7 @@ pub struct InstanceSpec {
     /// Which worker process it runs in.
     #[serde(default)]
     pub isolation: Isolation,
-    /// What the operator gives its app on this host, beside the limits in `config`.
+    /// What the operator lets its app have on this host.
     #[serde(default)]
     pub budget: AppBudget,
 }
@@ -179,12 +179,12 @@ pub struct Inventory {
     /// From when to when that certificate is good; absent before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress_certificate: Option<CertificateTerm>,
-    /// The processes that run its instances.
-    #[serde(default)]
-    pub workers: Vec<WorkerStatus>,
     /// From when to when the certificate that it shows is good; absent from hosts that do not renew it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateTerm>,
+    /// The processes that run its instances.
+    #[serde(default)]
+    pub workers: Vec<WorkerStatus>,
 }
 
 /// From when to when a certificate is good.

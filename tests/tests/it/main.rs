@@ -6,12 +6,14 @@
 mod cli;
 mod crash;
 mod edge;
+mod escape;
 mod garbage;
 mod guests;
 mod health;
 mod hostile;
 mod lifecycle;
 mod outbound;
+mod policy;
 mod security;
 mod streams;
 

@@ -1,4 +1,4 @@
-//! The hidden `compile-component`: a host runs it in a process of its own, under limits, for each new component.
+//! The hidden `compile-component`: a host runs it in a process of its own, confined, for each new component.
 
 use std::path::PathBuf;
 
@@ -8,11 +8,14 @@ use clap::Args;
 /// Compile the component on stdin
 #[derive(Debug, Args)]
 pub(crate) struct CompileArgs {
+    /// Fail where this machine lacks a part of the confinement
+    #[arg(long)]
+    require_confinement: bool,
     /// Where the machine code goes
     output: PathBuf,
 }
 
 pub(crate) fn run(args: &CompileArgs) -> Result<()> {
-    marcato_hostd::compile_child(&mut std::io::stdin().lock(), &args.output)?;
+    marcato_hostd::compile_confined(&args.output, args.require_confinement)?;
     Ok(())
 }

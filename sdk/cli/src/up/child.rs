@@ -61,8 +61,9 @@ impl Watched {
     }
 }
 
-/// What guests' outbound HTTP may do on a host.
-pub(super) struct Outbound {
+/// What guests may do on a host, and what must hold them.
+pub(super) struct Guests {
+    pub(super) require_confinement: bool,
     pub(super) allow_private: bool,
     pub(super) ca: Option<PathBuf>,
 }
@@ -103,7 +104,7 @@ impl Spec {
         data: &DataDir,
         admin_url: &str,
         memory: Bytes,
-        outbound: Outbound,
+        guests: Guests,
         sockets: HostSockets,
     ) -> Self {
         let HostSockets { id, control, ingress, fds } = sockets;
@@ -113,10 +114,13 @@ impl Spec {
         fixed.extend(flag("--control", control.to_string()));
         fixed.extend(flag("--ingress", ingress.to_string()));
         fixed.extend(flag("--memory", format!("{}B", memory.0)));
-        if outbound.allow_private {
+        if guests.require_confinement {
+            fixed.push("--require-confinement".into());
+        }
+        if guests.allow_private {
             fixed.push("--allow-private-egress".into());
         }
-        if let Some(file) = outbound.ca {
+        if let Some(file) = guests.ca {
             fixed.extend(flag("--outbound-ca", file));
         }
         let join = fleet::Join::new(data, admin_url, &id);
