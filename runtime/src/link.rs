@@ -77,8 +77,7 @@ impl CustomCodeMemory for NeverRun {
 pub(crate) fn check(dialect: Dialect, code: &[u8]) -> Result<(), LoadError> {
     let unusable = |e: wasmtime::Error| LoadError::Link(format!("{e:#}"));
     let mut config = code_config(dialect);
-    // No image of its memories either: that is a file.
-    config.with_custom_code_memory(Some(Arc::new(NeverRun))).memory_init_cow(false);
+    config.with_custom_code_memory(Some(Arc::new(NeverRun)));
     let engine = Engine::new(&config).map_err(unusable)?;
     let linker = linker(&engine, dialect).map_err(|e| LoadError::Link(e.to_string()))?;
     // SAFETY: `code` comes from this very process, which compiled it; nothing of it is run.

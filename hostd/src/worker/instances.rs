@@ -65,14 +65,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Instances {
     pub(super) fn new(runtime: Runtime, peer: HostPeer, logs: HostLogs) -> Self {
-        Self {
-            runtime,
-            peer,
-            logs,
-            map: Arc::default(),
-            numbers: Arc::default(),
-            live: Mutex::default(),
-        }
+        Self { runtime, peer, logs, map: Arc::default(), numbers: Arc::default(), live: Mutex::default() }
     }
 
     pub(super) fn map(&self) -> Arc<InstanceMap> {

@@ -100,13 +100,7 @@ impl Spec {
     }
 
     /// `marcato hostd` with its sockets; a host without a certificate gets a join token first.
-    pub(super) fn host(
-        data: &DataDir,
-        admin_url: &str,
-        memory: Bytes,
-        guests: Guests,
-        sockets: HostSockets,
-    ) -> Self {
+    pub(super) fn host(data: &DataDir, admin_url: &str, memory: Bytes, guests: Guests, sockets: HostSockets) -> Self {
         let HostSockets { id, control, ingress, fds } = sockets;
         let mut fixed: Vec<OsString> = vec!["hostd".into()];
         fixed.extend(flag("--data", data.host(&id)));
