@@ -223,7 +223,7 @@ impl Worker {
         // The daemon sends nothing before it was told that the worker is ready.
         let Some(instances) = self.instances.get() else { return OrderAnswer::Done };
         match order {
-            Order::Start(orders) => return OrderAnswer::Started(instances.start(orders).await),
+            Order::Start(orders) => return OrderAnswer::Started(instances.start(orders)),
             Order::Drain(id) => instances.drain(&id),
             Order::Remove(id) => instances.remove(&id),
             Order::Open => self.open.notify_one(),

@@ -15,6 +15,7 @@ mod lifecycle;
 mod outbound;
 mod policy;
 mod security;
+mod soak;
 mod streams;
 
 use std::sync::Mutex;

@@ -100,13 +100,7 @@ impl Spec {
     }
 
     /// `marcato hostd` with its sockets; a host without a certificate gets a join token first.
-    pub(super) fn host(
-        data: &DataDir,
-        admin_url: &str,
-        memory: Bytes,
-        guests: Guests,
-        sockets: HostSockets,
-    ) -> Self {
+    pub(super) fn host(data: &DataDir, admin_url: &str, memory: Bytes, guests: Guests, sockets: HostSockets) -> Self {
         let HostSockets { id, control, ingress, fds } = sockets;
         let mut fixed: Vec<OsString> = vec!["hostd".into()];
         fixed.extend(flag("--data", data.host(&id)));
@@ -157,6 +151,9 @@ impl Spec {
             .env_remove("MARCATO_TOKEN")
             .env(parent::SUPERVISOR_VAR, std::process::id().to_string())
             .env(logging::NAME_VAR, name)
+            // wasmtime makes an error for every sandbox that ends, and an error would look at the whole stack: a tenth of
+            // a request. A panic still shows its own.
+            .env("RUST_LIB_BACKTRACE", "0")
             .stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())
             .fd_mappings(mappings)?;

@@ -21,7 +21,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::child::{Outbound, Spec, Watched};
+use self::child::{Guests, Spec, Watched};
 use self::data::DataDir;
 use self::listen::Listeners;
 use crate::output::Output;
@@ -122,7 +122,7 @@ async fn supervise(args: &UpArgs, data: &DataDir, listeners: Listeners, out: Out
             allow_private: args.allow_private_egress,
             ca: outbound_ca.clone(),
         };
-        let spec = Spec::host(data, &admin_url, memory, outbound, sockets);
+        let spec = Spec::host(data, &admin_url, memory, guests, sockets);
         hosts.spawn(child::supervise(spec, state, hosts_stop.clone(), kill.clone(), DRAIN_TIMEOUT));
     }
 
