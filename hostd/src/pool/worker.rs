@@ -107,6 +107,9 @@ fn sum(a: InstanceCounters, b: InstanceCounters) -> InstanceCounters {
         failures: a.failures + b.failures,
         cpu_us: a.cpu_us + b.cpu_us,
         sandboxes: a.sandboxes + b.sandboxes,
+        memory_byte_ms: a.memory_byte_ms.saturating_add(b.memory_byte_ms),
+        bytes_in: a.bytes_in + b.bytes_in,
+        bytes_out: a.bytes_out + b.bytes_out,
     }
 }
 
