@@ -24,7 +24,7 @@ use wasmtime_wasi_http::{WasiBody, WasiHttpView, p3};
 
 use crate::body::{GuestBody, RequestBody, ResponseBody, UploadBody, WatchedBody};
 use crate::crowd;
-use crate::error::InvokeError;
+use crate::error::{InvokeError, LoadError};
 use crate::instance::{Inner, Ticket};
 use crate::limits::{CpuMeter, Limit};
 use crate::logs::SandboxLog;
@@ -305,6 +305,7 @@ pub(crate) async fn new_sandbox(
     Sandbox::new(inner, Arc::clone(meter), Arc::clone(log)).await.map_err(|why| match why {
         NoSandbox::Limit(limit) => no_memory(inner, limit),
         NoSandbox::Guest(e) => explain(inner, meter, None, &e),
+        NoSandbox::Code(e) => no_code(&e),
     })
 }
 
@@ -418,6 +419,17 @@ fn no_memory(inner: &Inner, limit: Limit) -> Failure {
         _ => ProblemKind::GuestFailed,
     };
     Failure { kind, limit: Some(limit), not_started: kind != ProblemKind::GuestFailed, detail, reason: None }
+}
+
+/// The component's code could not be mapped; another host may have it.
+fn no_code(error: &LoadError) -> Failure {
+    Failure {
+        kind: ProblemKind::Unavailable,
+        limit: None,
+        not_started: true,
+        detail: "the app's code is not ready on this host".into(),
+        reason: Some(error.to_string()),
+    }
 }
 
 /// Why guest code ended.

@@ -13,6 +13,7 @@ mod health;
 mod hostile;
 mod lifecycle;
 mod outbound;
+mod policy;
 mod security;
 mod soak;
 mod streams;
