@@ -100,7 +100,7 @@ async fn bodies_that_are_never_read_do_not_pile_up() -> Result<()> {
     for answer in futures::future::join_all(uploads).await {
         // 30 MiB each: answered before they are over, which may end the connection under the upload.
         if let Ok(answer) = answer {
-            assert_eq!(answer.text(), "unread\n");
+            assert!(answer.text() == "unread\n" || answer.status == 502, "{} {}", answer.status, answer.text());
         }
     }
     let grown = marcato_tests::tree_resident_bytes(arena.cluster.pid()).saturating_sub(before);
