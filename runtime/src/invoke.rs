@@ -256,6 +256,13 @@ pub(crate) fn timed_out(inner: &Inner) -> Failure {
 }
 
 fn check_response(inner: &Inner, mut response: http::Response<WasiBody>) -> Result<http::Response<WasiBody>, Failure> {
+    // hyper would close the connection after it without a word, and the next request on it, of whatever app, would be lost.
+    if response.status().is_informational() {
+        return Err(Failure::guest(format!(
+            "the guest answered with {}, which is not a final status",
+            response.status()
+        )));
+    }
     // A guest must not speak in the platform's name.
     strip_internal(response.headers_mut());
     let limit = inner.config.limits.response_body_bytes;
