@@ -137,10 +137,10 @@ mod tests {
     use wasmtime::component::Component;
 
     use super::*;
-    use crate::engine::code_config;
+    use crate::engine::{Dialect, code_config};
 
     fn compiled() -> (Engine, tempfile::NamedTempFile) {
-        let mut config = code_config();
+        let mut config = code_config(Dialect::Plain);
         config.with_custom_code_memory(Some(std::sync::Arc::new(FromFile)));
         let engine = Engine::new(&config).unwrap();
         let text = r#"(component (core module (func (export "f"))) (core instance (instantiate 0)))"#;
