@@ -66,6 +66,11 @@ impl ArtifactCache {
         Ok(Self { dir: dir.to_owned(), key, code_key: code_key.to_owned(), known: Mutex::default() })
     }
 
+    /// Where it lies.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     fn path(&self, digest: &Digest) -> PathBuf {
         self.dir.join(format!("{}-{}.cwasm", digest.hex(), self.code_key))
     }
@@ -249,7 +254,8 @@ fn remove_leftovers(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_name().to_str().is_some_and(|n| n.starts_with(".compile-")) {
-            fs::remove_file(entry.path())?;
+            let is_folder = entry.file_type()?.is_dir();
+            if is_folder { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) }?;
         }
     }
     Ok(())

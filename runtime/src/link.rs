@@ -11,6 +11,7 @@ use wasmtime::component::{Component, Linker};
 use wasmtime::{CustomCodeMemory, Engine};
 
 use crate::artifact;
+use crate::cgi::CommandPre;
 use crate::engine::{Dialect, Engines, code_config};
 use crate::error::{LoadError, RuntimeError};
 use crate::sandbox::{Host, Pre, link};
@@ -91,13 +92,17 @@ fn link_component(linker: &Linker<Host>, component: &Component) -> Result<Pre, L
     let exports_handler =
         |prefix: &str| component.component_type().exports(linker.engine()).any(|(name, _)| name.starts_with(prefix));
     let mismatch = |e: wasmtime::Error| LoadError::Link(format!("{e:#}"));
+    let command = CommandPre::find(component, pre.clone());
     if exports_handler("wasi:http/handler@0.3.") {
         return wasmtime_wasi_http::p3::bindings::ServicePre::new(pre).map(Pre::P3).map_err(mismatch);
     }
     if exports_handler("wasi:http/incoming-handler@0.2.") {
         return wasmtime_wasi_http::p2::bindings::ProxyPre::new(pre).map(Pre::P2).map_err(mismatch);
     }
-    Err(LoadError::NoHandler)
+    match command {
+        Some(command) => command.map(Pre::Command).map_err(mismatch),
+        None => Err(LoadError::NoHandler),
+    }
 }
 
 /// wasmtime names the import in backticks; nothing else tells an import that is missing.

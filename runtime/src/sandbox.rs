@@ -10,9 +10,11 @@ use wasmtime::{Engine, PoolConcurrencyLimitError, Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView, p2, p3};
 
+use crate::cgi::{Command, CommandPre, Stdio};
 use crate::egress::Hooks;
 use crate::engine::{Dialect, Machine};
 use crate::error::LoadError;
+use crate::files::Files;
 use crate::instance::Inner;
 use crate::limits::{CpuMeter, Limit, SandboxLimiter, Turn};
 use crate::logs::{GuestStream, SandboxLog};
@@ -20,6 +22,9 @@ use crate::services::Services;
 
 /// Handles that a guest may hold: resources of the host and of component instances.
 const HANDLES: usize = 10_000;
+
+/// The same where some may be files: each open one is a descriptor of this process.
+const HANDLES_WITH_FILES: usize = 512;
 
 /// Bytes that one call may carry from guest to host.
 const HOSTCALL_BYTES: usize = 32 << 20;
@@ -105,10 +110,20 @@ pub(crate) enum NoSandbox {
 
 impl Sandbox {
     /// Makes a store and instantiates the component in it.
-    pub(crate) async fn new(inner: &Inner, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -> Result<Self, NoSandbox> {
+    /// A command has its own environment, input and output.
+    pub(crate) async fn new(
+        inner: &Inner,
+        meter: Arc<CpuMeter>,
+        log: Arc<SandboxLog>,
+        stdio: Option<Stdio>,
+    ) -> Result<Self, NoSandbox> {
         let code = inner.code.get().await.map_err(NoSandbox::Code)?;
         let live = Live::new(&inner.machine).ok_or(NoSandbox::Limit(Limit::HostSandboxes))?;
-        let mut store = Store::new(code.pre.engine(), host(inner, live, meter, log));
+        let mut host = host(inner, live, meter, log, stdio, code.files.as_ref()).map_err(NoSandbox::Guest)?;
+        if code.files.is_some() {
+            host.table.set_max_capacity(HANDLES_WITH_FILES);
+        }
+        let mut store = Store::new(code.pre.engine(), host);
         store.limiter(|host| &mut host.limiter);
         store.set_hostcall_fuel(HOSTCALL_BYTES);
         store.set_max_component_handles(HANDLES);
@@ -131,18 +146,31 @@ impl Sandbox {
     }
 }
 
-fn host(inner: &Inner, live: Live, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -> Host {
+fn host(
+    inner: &Inner,
+    live: Live,
+    meter: Arc<CpuMeter>,
+    log: Arc<SandboxLog>,
+    stdio: Option<Stdio>,
+    files: Option<&Files>,
+) -> wasmtime::Result<Host> {
     let mut wasi = WasiCtxBuilder::new();
-    wasi.envs(&inner.env)
-        .stdout(GuestStream { log: Arc::clone(&log), stream: LogStream::Stdout })
+    wasi.stdout(GuestStream { log: Arc::clone(&log), stream: LogStream::Stdout })
         .stderr(GuestStream { log: Arc::clone(&log), stream: LogStream::Stderr })
         .allow_tcp(false)
         .allow_udp(false)
         .allow_ip_name_lookup(false)
         .max_random_size(RANDOM_BYTES);
+    match stdio {
+        Some(stdio) => stdio.apply(&mut wasi),
+        None => drop(wasi.envs(&inner.env)),
+    }
+    if let Some(files) = files {
+        files.mount(&mut wasi)?;
+    }
     let mut table = ResourceTable::new();
     table.set_max_capacity(HANDLES);
-    Host {
+    Ok(Host {
         table,
         wasi: wasi.build(),
         http: WasiHttpCtx::new(),
@@ -157,17 +185,19 @@ fn host(inner: &Inner, live: Live, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -
         services: Arc::clone(&inner.services),
         env: Arc::clone(&inner.env),
         _live: live,
-    }
+    })
 }
 
-/// A component, linked: WASI 0.3's handler when it has one, else 0.2's.
+/// A component, linked: WASI 0.3's handler when it has one, else 0.2's, else a command.
 pub(crate) enum Pre {
+    Command(CommandPre),
     P2(p2::bindings::ProxyPre<Host>),
     P3(p3::bindings::ServicePre<Host>),
 }
 
 /// A component, instantiated.
 pub(crate) enum Proxy {
+    Command(Command),
     P2(p2::bindings::Proxy),
     P3(p3::bindings::Service),
 }
@@ -175,6 +205,7 @@ pub(crate) enum Proxy {
 impl Pre {
     fn engine(&self) -> &Engine {
         match self {
+            Self::Command(pre) => pre.engine(),
             Self::P2(pre) => pre.engine(),
             Self::P3(pre) => pre.engine(),
         }
@@ -182,6 +213,7 @@ impl Pre {
 
     async fn instantiate(&self, store: &mut Store<Host>) -> wasmtime::Result<Proxy> {
         Ok(match self {
+            Self::Command(pre) => Proxy::Command(pre.instantiate(store).await?),
             Self::P2(pre) => Proxy::P2(pre.instantiate_async(store).await?),
             Self::P3(pre) => Proxy::P3(pre.instantiate_async(store).await?),
         })

@@ -116,6 +116,9 @@ const SERVER: Calls = &[
     libc::SYS_dup,
 ];
 
+/// Files that apps brought along, as wasmtime-wasi opens them and lets guests handle them: all of them are read-only.
+const BUNDLED_FILES: Calls = &[libc::SYS_openat2, libc::SYS_fadvise64, libc::SYS_fsync, libc::SYS_fdatasync];
+
 #[cfg(target_arch = "x86_64")]
 const SERVER_OLD: Calls = &[libc::SYS_epoll_wait, libc::SYS_poll];
 #[cfg(not(target_arch = "x86_64"))]
@@ -144,7 +147,7 @@ const SOCKET_OPTIONS: &[(i32, &[i32])] = &[
 
 /// A worker.
 pub(crate) fn worker(own: Pid, mapped_code: bool) -> Result<Rules, ConfineError> {
-    let mut list = List::new(&[COMMON, COMMON_OLD, SERVER, SERVER_OLD]);
+    let mut list = List::new(&[COMMON, COMMON_OLD, SERVER, SERVER_OLD, BUNDLED_FILES]);
     list.threads_of(own)?;
     list.when(libc::SYS_mmap, &[&[without(2, libc::PROT_EXEC)]])?;
     list.when(libc::SYS_mprotect, &[&[without(2, libc::PROT_EXEC)]])?;

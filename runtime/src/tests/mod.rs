@@ -1,6 +1,7 @@
 //! The runtime as a whole, with real guests in real sandboxes.
 
 mod code;
+mod commands;
 mod guests;
 
 use std::io::Write as _;
