@@ -31,7 +31,7 @@ pub(crate) const MEMORIES: u32 = 4;
 pub(crate) const TABLES: u32 = 16;
 
 /// Elements of one table: a Python component's have over 20,000.
-const TABLE_ELEMENTS: usize = 100_000;
+pub(crate) const TABLE_ELEMENTS: usize = 100_000;
 
 /// What a component's calls look like. Each has an engine, for what lets calls of WASI 0.3 run beside each other is paid
 /// for in every call between guest and host, and guests of WASI 0.2 have no use for it.
