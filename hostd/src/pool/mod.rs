@@ -315,12 +315,12 @@ pub(crate) struct Placed {
 }
 
 impl Placed {
-    pub(crate) fn drain(&self) {
-        self.worker.drain(&self.id);
+    pub(crate) async fn drain(&self) {
+        self.worker.drain(&self.id).await;
     }
 
-    pub(crate) fn remove(&self) {
-        self.worker.remove(&self.id);
+    pub(crate) async fn remove(&self) {
+        self.worker.remove(&self.id).await;
     }
 
     /// How it stands, as last reported.

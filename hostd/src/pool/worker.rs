@@ -21,6 +21,8 @@ use crate::channel::{
 use crate::listen::SocketFile;
 use crate::usage::Meter;
 
+/// For an order to be on its way.
+const ORDER_WITHIN: Duration = Duration::from_secs(5);
 /// For a report.
 const REPORT_WITHIN: Duration = Duration::from_secs(1);
 /// For a worker that is being started, or started anew, before an instance counts as not started.
@@ -259,7 +261,7 @@ impl Worker {
         }
     }
 
-    /// Sends an order in the background, in the order of calls as far as the channel keeps it.
+    /// Sends an order in the background, at any time.
     fn send(self: &Arc<Self>, order: Order) {
         let Some(link) = self.link.borrow().clone() else { return };
         tokio::spawn(async move {
@@ -268,20 +270,31 @@ impl Worker {
         });
     }
 
-    pub(crate) fn drain(self: &Arc<Self>, id: &InstanceId) {
+    /// Sends an order that comes before every later one. A worker that takes none for so long is given up.
+    async fn tell(&self, order: Order) {
+        let link = self.link.borrow().clone();
+        let Some(link) = link else { return };
+        // A process that is gone has nothing to do any more; the next one is told anew.
+        if tokio::time::timeout(ORDER_WITHIN, link.peer.tell(&order)).await.is_err() {
+            tracing::error!(worker = self.name, "a worker takes no orders");
+            link.peer.gone().cancel();
+        }
+    }
+
+    pub(crate) async fn drain(&self, id: &InstanceId) {
         if let Some(entry) = self.state().entries.get_mut(id) {
             entry.draining = true;
         }
-        self.send(Order::Drain(id.clone()));
+        self.tell(Order::Drain(id.clone())).await;
     }
 
-    pub(crate) fn remove(self: &Arc<Self>, id: &InstanceId) {
+    pub(crate) async fn remove(&self, id: &InstanceId) {
         {
             let mut state = self.state();
             state.entries.remove(id);
             state.meter.remove(id);
         }
-        self.send(Order::Remove(id.clone()));
+        self.tell(Order::Remove(id.clone())).await;
     }
 
     /// Takes connections from now on, and each process after this one too.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use marcato_api::{ComponentState, ComponentStatus, Digest, HostConfig};
+use marcato_api::{ComponentState, ComponentStatus, Digest, HostConfig, OrgName};
 use marcato_runtime::{CodeCache, CompileError};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -25,8 +25,13 @@ const GRACE: Duration = Duration::from_secs(600);
 /// Longest pause before a compilation is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
+/// Compilations at once. An org has one of them, so that whoever pushes what compiles slowly holds up nobody else.
+const JOBS: usize = 2;
+
 struct Job {
     digest: Digest,
+    /// Whose instances need it; `None` when none does yet.
+    org: Option<OrgName>,
     received_at: SystemTime,
     answer: oneshot::Receiver<Result<(), CompileError>>,
     _task: AbortOnDropHandle<()>,
@@ -52,7 +57,7 @@ pub(crate) struct Components {
     metrics: Arc<Metrics>,
     /// Wakes this reconciler when a compilation ends.
     wake: Arc<Notify>,
-    job: Option<Job>,
+    jobs: Vec<Job>,
     failures: HashMap<Digest, Failure>,
     last_needed: HashMap<Digest, Instant>,
 }
@@ -66,21 +71,32 @@ impl Components {
         metrics: Arc<Metrics>,
         wake: Arc<Notify>,
     ) -> Self {
-        Self { store, cache, forget, metrics, wake, job: None, failures: HashMap::new(), last_needed: HashMap::new() }
+        Self {
+            store,
+            cache,
+            forget,
+            metrics,
+            wake,
+            jobs: Vec::new(),
+            failures: HashMap::new(),
+            last_needed: HashMap::new(),
+        }
     }
 
-    fn finish_job(&mut self) {
-        let Some(mut job) = self.job.take() else { return };
-        let result = match job.answer.try_recv() {
-            Ok(result) => result,
-            Err(oneshot::error::TryRecvError::Empty) => {
-                self.job = Some(job);
-                return;
+    fn finish_jobs(&mut self) {
+        for mut job in std::mem::take(&mut self.jobs) {
+            match job.answer.try_recv() {
+                Ok(result) => self.finish(job, result),
+                Err(oneshot::error::TryRecvError::Empty) => self.jobs.push(job),
+                Err(oneshot::error::TryRecvError::Closed) => {
+                    let given_up = std::io::Error::other("the compilation was given up");
+                    self.finish(job, Err(CompileError::Process(given_up)));
+                }
             }
-            Err(oneshot::error::TryRecvError::Closed) => {
-                Err(CompileError::Process(std::io::Error::other("the compilation was given up")))
-            }
-        };
+        }
+    }
+
+    fn finish(&mut self, job: Job, result: Result<(), CompileError>) {
         let Err(error) = result else {
             self.failures.remove(&job.digest);
             return;
@@ -102,7 +118,7 @@ impl Components {
         self.failures.insert(job.digest, failure);
     }
 
-    fn start_job(&mut self, next: &StoredComponent) {
+    fn start_job(&mut self, next: &StoredComponent, org: Option<OrgName>) {
         let (answer_to, answer) = oneshot::channel();
         let (cache, wake, metrics) = (self.cache.clone(), self.wake.clone(), self.metrics.clone());
         let (digest, path) = (next.digest.clone(), self.store.path(&next.digest));
@@ -115,7 +131,8 @@ impl Components {
             let _ = answer_to.send(result);
             wake.notify_one();
         });
-        self.job = Some(Job {
+        self.jobs.push(Job {
+            org,
             digest: next.digest.clone(),
             received_at: next.received_at,
             answer,
@@ -139,11 +156,11 @@ impl Components {
                 *last = now;
             }
         }
-        let compiling = self.job.as_ref().map(|j| j.digest.clone());
+        let compiling: HashSet<Digest> = self.jobs.iter().map(|j| j.digest.clone()).collect();
         let expired: Vec<Digest> = self
             .last_needed
             .iter()
-            .filter(|(digest, last)| now.duration_since(**last) >= GRACE && compiling.as_ref() != Some(*digest))
+            .filter(|(digest, last)| now.duration_since(**last) >= GRACE && !compiling.contains(*digest))
             .map(|(digest, _)| digest.clone())
             .collect();
         for digest in expired {
@@ -186,22 +203,28 @@ impl Reconciler for Components {
     const PERIOD: Duration = Duration::from_secs(15);
 
     async fn reconcile(&mut self, config: &HostConfig) -> Vec<ComponentStatus> {
-        self.finish_job();
+        self.finish_jobs();
         let needed: HashSet<&Digest> = config.instances.iter().map(|i| &i.digest).collect();
         let mut stored = self.store.list().unwrap_or_else(|error| {
             tracing::error!(%error, "the components cannot be listed");
             Vec::new()
         });
         self.remove_unused(&needed, &mut stored);
-        if self.job.is_none() {
+        let org = |digest: &Digest| config.instances.iter().find(|i| i.digest == *digest).map(|i| i.org.clone());
+        while self.jobs.len() < JOBS {
+            let free = |c: &&StoredComponent| {
+                let org = org(&c.digest);
+                self.jobs.iter().all(|j| j.digest != c.digest && j.org != org)
+            };
             let next = stored
                 .iter()
                 .filter(|c| self.is_due(c) && !self.cache.is_compiled(&c.digest))
+                .filter(free)
                 .min_by_key(|c| (!needed.contains(&c.digest), c.received_at))
                 .cloned();
-            if let Some(next) = next {
-                self.start_job(&next);
-            }
+            let Some(next) = next else { break };
+            let org = org(&next.digest);
+            self.start_job(&next, org);
         }
         self.status(&needed, &stored)
     }

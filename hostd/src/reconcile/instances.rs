@@ -121,7 +121,7 @@ impl Instances {
     }
 
     /// Removals and drains.
-    fn take_away(&mut self, config: &HostConfig) {
+    async fn take_away(&mut self, config: &HostConfig) {
         let wanted: HashMap<&InstanceId, &InstanceSpec> = config.instances.iter().map(|i| (&i.id, i)).collect();
         let gone: Vec<InstanceId> = self
             .placed
@@ -133,7 +133,7 @@ impl Instances {
         for placed in removed {
             tracing::info!(instance = %placed.spec.id, "instance removed");
             if let Standing::Running(instance) = placed.standing {
-                instance.remove();
+                instance.remove().await;
             }
         }
         for placed in self.placed.values_mut() {
@@ -142,7 +142,7 @@ impl Instances {
                 tracing::info!(instance = %spec.id, "instance drains");
                 placed.spec = Arc::new((*spec).clone());
                 if let Standing::Running(instance) = &placed.standing {
-                    instance.drain();
+                    instance.drain().await;
                 }
             }
         }
@@ -316,7 +316,7 @@ impl Reconciler for Instances {
     const PERIOD: Duration = Duration::from_secs(5);
 
     async fn reconcile(&mut self, config: &HostConfig) -> InstancesStatus {
-        self.take_away(config);
+        self.take_away(config).await;
         Box::pin(self.add(config)).await;
         self.with.pool.sweep();
         let apps: BTreeSet<_> = config.instances.iter().map(|i| i.app.clone()).collect();

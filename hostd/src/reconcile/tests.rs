@@ -24,7 +24,7 @@ pub(crate) fn component() -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}; run `cargo xtask guests`", path.display()))
 }
 
-fn spec(id: &str, digest: &Digest) -> InstanceSpec {
+pub(super) fn spec(id: &str, digest: &Digest) -> InstanceSpec {
     InstanceSpec {
         id: InstanceId::new(id).unwrap(),
         app: AppName::new("behave").unwrap(),

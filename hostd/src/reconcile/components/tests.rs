@@ -67,10 +67,10 @@ async fn a_failure_is_remembered_until_the_next_upload() {
     assert_eq!(failed[0].state, ComponentState::Failed);
     assert!(failed[0].reason.as_ref().is_some_and(|r| r.contains("WebAssembly")), "{failed:?}");
     assert_eq!(f.pass().await, failed, "not tried at every pass");
-    assert!(f.components.job.is_none());
+    assert!(f.components.jobs.is_empty());
     f.upload(b"no component at all").await;
     assert_eq!(f.pass().await[0].state, ComponentState::Compiling, "tried again");
-    assert!(f.components.job.is_some());
+    assert!(!f.components.jobs.is_empty());
 }
 
 #[tokio::test]
@@ -83,4 +83,23 @@ async fn bytes_that_rotted_are_removed_so_that_they_come_again() {
     f.upload(&component()).await;
     f.pass().await;
     assert_eq!(f.compiled().await[0].state, ComponentState::Ready);
+}
+
+#[tokio::test]
+async fn an_org_compiles_one_component_at_a_time_and_holds_up_no_other() {
+    let mut f = fixture();
+    // They do not compile, which takes a process and its time all the same.
+    let mut instances = Vec::new();
+    for (n, org) in ["slow", "slow", "slow", "other"].into_iter().enumerate() {
+        let digest = f.upload(format!("no component {n}").as_bytes()).await;
+        let id = format!("app{n}-r1-0");
+        let mut spec = crate::reconcile::tests::spec(&id, &digest);
+        spec.org = marcato_api::OrgName::new(org).unwrap();
+        instances.push(spec);
+    }
+    let config = HostConfig { generation: Generation(1), instances, services: Vec::new(), peers: Vec::new() };
+    f.components.reconcile(&config).await;
+    let mut orgs: Vec<_> = f.components.jobs.iter().map(|j| j.org.as_ref().unwrap().as_str().to_owned()).collect();
+    orgs.sort();
+    assert_eq!(orgs, ["other", "slow"]);
 }
