@@ -28,6 +28,9 @@ pub(crate) const CORE_INSTANCES: u32 = 64;
 pub(crate) const MEMORIES: u32 = 4;
 pub(crate) const TABLES: u32 = 16;
 
+/// Stack of a guest's calls; wasmtime's own default, written down.
+pub(crate) const STACK_BYTES: usize = 512 << 10;
+
 /// Elements of one table: a Python component's have over 20,000.
 const TABLE_ELEMENTS: usize = 100_000;
 
@@ -39,6 +42,7 @@ pub(crate) fn code_config() -> Config {
         .wasm_component_model(true)
         .wasm_component_model_async(true)
         .epoch_interruption(true)
+        .max_wasm_stack(STACK_BYTES)
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
         .memory_init_cow(true);
     config

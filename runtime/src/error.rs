@@ -3,7 +3,7 @@
 
 use std::io;
 
-use marcato_api::{Digest, LimitsError, ProblemKind};
+use marcato_api::{Bytes, Digest, LimitsError, ProblemKind};
 
 /// A runtime could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +126,16 @@ pub enum StartError {
     /// An outbound host pattern is not valid.
     #[error("allowed_outbound_hosts: {0:?} is not host, host:port or *.host")]
     OutboundPattern(String),
+    /// The component begins with more memory than it may have.
+    #[error("{field} ({limit}) is less than the {needed} of memory that the component begins with")]
+    TooSmall {
+        /// The setting.
+        field: &'static str,
+        /// What it says.
+        limit: Bytes,
+        /// What the component needs.
+        needed: Bytes,
+    },
 }
 
 /// A request was not answered by the guest.
@@ -136,7 +146,8 @@ pub struct InvokeError {
     pub kind: ProblemKind,
     /// No guest code ran: the request may go to another instance.
     pub not_started: bool,
-    /// Names the limit. Never what the guest said: that is in the log.
+    /// For the app's owner: names the limit and its value, as the app's log does. A client is told no more than the
+    /// kind. Never what the guest said: that is in the log alone.
     pub detail: String,
 }
 

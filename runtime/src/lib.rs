@@ -7,6 +7,7 @@
 
 mod artifact;
 mod body;
+mod budget;
 mod cache;
 mod compile;
 mod config;
@@ -18,9 +19,11 @@ mod instance;
 mod invoke;
 mod limits;
 mod logs;
+mod metered;
 mod runtime;
 mod sandbox;
 mod services;
+mod usage;
 
 pub use body::{BodyError, BoxError, RequestBody, ResponseBody};
 pub use cache::{CodeCache, CodeSource};

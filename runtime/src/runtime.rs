@@ -9,6 +9,7 @@ use marcato_api::{Bytes, Digest, HostUsage};
 use wasmtime::component::{Component, Linker};
 
 use crate::artifact;
+use crate::budget::Apps;
 use crate::cache::CodeSource;
 use crate::config::{InstanceSetup, RuntimeConfig};
 use crate::egress::Network;
@@ -26,6 +27,7 @@ struct Shared {
     linker: Linker<Host>,
     code: Arc<dyn CodeSource>,
     network: Network,
+    apps: Apps,
 }
 
 impl std::fmt::Debug for Runtime {
@@ -39,6 +41,8 @@ impl std::fmt::Debug for Runtime {
 pub struct Code {
     digest: Digest,
     pub(crate) pre: Arc<Pre>,
+    /// The largest memory that it begins with.
+    memory_minimum: Bytes,
 }
 
 impl Code {
@@ -63,7 +67,13 @@ impl Runtime {
         let machine = Machine::new(&config.pool)?;
         let mut linker = Linker::new(&machine.engine);
         link(&mut linker).map_err(|e| RuntimeError::Link(format!("{e:#}")))?;
-        Ok(Self(Arc::new(Shared { machine: Arc::new(machine), linker, code: config.code, network })))
+        Ok(Self(Arc::new(Shared {
+            machine: Arc::new(machine),
+            linker,
+            code: config.code,
+            network,
+            apps: Apps::default(),
+        })))
     }
 
     /// Maps verified code and links it.
@@ -73,7 +83,7 @@ impl Runtime {
         blocking(move || {
             let component = artifact::map(&shared.machine.engine, &wanted, &path)?;
             let pre = link_component(&shared.linker, &component)?;
-            Ok(Code { digest: wanted, pre: Arc::new(pre) })
+            Ok(Code { digest: wanted, pre: Arc::new(pre), memory_minimum: memory_minimum(&component) })
         })
         .await
         .map_err(LoadError::Read)?
@@ -82,7 +92,8 @@ impl Runtime {
     /// Starts an instance; needs a tokio runtime around it.
     pub fn start(&self, setup: InstanceSetup, code: &Code) -> Result<Instance, StartError> {
         setup.config.validate()?;
-        Instance::new(setup, code, Arc::clone(&self.0.machine), &self.0.network)
+        check_needs(code, &setup)?;
+        Instance::new(setup, code, Arc::clone(&self.0.machine), &self.0.network, &self.0.apps)
     }
 
     /// What the host's sandboxes use now.
@@ -95,6 +106,26 @@ impl Runtime {
             sandboxes: totals.sandboxes.load(Ordering::Relaxed),
         }
     }
+}
+
+/// What can be known before any request: an instance that could never make a sandbox does not start.
+fn check_needs(code: &Code, setup: &InstanceSetup) -> Result<(), StartError> {
+    let (limits, needed) = (&setup.config.limits, code.memory_minimum);
+    let checks = [
+        ("limits.memory_bytes", Some(limits.memory_bytes)),
+        ("limits.instance_memory_bytes", Some(limits.instance_memory_bytes)),
+        ("app_memory_bytes", setup.budget.app_memory_bytes),
+    ];
+    match checks.into_iter().find_map(|(field, limit)| Some((field, limit.filter(|limit| needed.0 > limit.0)?))) {
+        Some((field, limit)) => Err(StartError::TooSmall { field, limit, needed }),
+        None => Ok(()),
+    }
+}
+
+/// The largest memory that a component begins with; 0 when its modules are imports.
+fn memory_minimum(component: &Component) -> Bytes {
+    let pages = component.resources_required().and_then(|needs| needs.max_initial_memory_size).unwrap_or(0);
+    Bytes(pages.saturating_mul(64 << 10))
 }
 
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {

@@ -3,28 +3,41 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
 
 use marcato_api::LogStream;
 use wasmtime::component::{Linker, ResourceTable};
 use wasmtime::{PoolConcurrencyLimitError, Store, UpdateDeadline};
+use wasmtime_wasi::clocks::{HostMonotonicClock, HostWallClock};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView, p2, p3};
 
+use crate::budget::{OverBudget, SandboxAccount};
 use crate::egress::Hooks;
 use crate::engine::Machine;
 use crate::instance::Inner;
 use crate::limits::{CpuMeter, Limit, SandboxLimiter, Turn};
 use crate::logs::{GuestStream, SandboxLog};
+use crate::metered::Ledger;
 use crate::services::Services;
 
 /// Handles that a guest may hold: resources of the host and of component instances.
-const HANDLES: usize = 10_000;
+pub(crate) const HANDLES: usize = 10_000;
 
-/// Bytes that one call may carry from guest to host.
-const HOSTCALL_BYTES: usize = 32 << 20;
+/// Bytes that one call may carry from guest to host: what the host allocates before it looks at a call.
+pub(crate) const HOSTCALL_BYTES: usize = 8 << 20;
 
 /// Longest run of random bytes in one call.
-const RANDOM_BYTES: u64 = 1 << 20;
+pub(crate) const RANDOM_BYTES: u64 = 1 << 20;
+
+/// Header fields of one `fields`, with what they cost in memory.
+pub(crate) const HEADER_BYTES: usize = 128 << 10;
+
+/// What waits in a component of WASI 0.3: tasks (three entries each), streams (three) and host calls (one).
+pub(crate) const PENDING_CALLS: usize = 1024;
+
+/// So much more for each further request that a sandbox may serve at once.
+const PENDING_PER_REQUEST: usize = 64;
 
 /// A sandbox counts as live as long as this lives.
 struct Live(Arc<Machine>);
@@ -53,17 +66,21 @@ pub(crate) struct Host {
     pub(crate) log: Arc<SandboxLog>,
     pub(crate) services: Arc<Services>,
     pub(crate) env: Arc<[(String, String)]>,
+    /// What the resources of the table cost the host.
+    pub(crate) ledger: Ledger,
     _live: Live,
 }
 
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
+        self.ledger.call(&mut self.table);
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
     }
 }
 
 impl WasiHttpView for Host {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.ledger.call(&mut self.table);
         WasiHttpCtxView { hooks: &mut self.hooks, table: &mut self.table, ctx: &mut self.http }
     }
 }
@@ -74,6 +91,7 @@ pub(crate) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
     wasmtime_wasi::p3::add_to_linker(linker)?;
     wasmtime_wasi_http::p3::add_to_linker(linker)?;
+    crate::metered::link(linker)?;
     crate::services::link(linker)
 }
 
@@ -101,10 +119,15 @@ pub(crate) enum NoSandbox {
 impl Sandbox {
     /// Makes a store and instantiates the component in it.
     pub(crate) async fn new(inner: &Inner, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -> Result<Self, NoSandbox> {
-        let mut store = Store::new(&inner.machine.engine, host(inner, meter, log));
+        let host = host(inner, meter, log).map_err(|OverBudget(limit)| NoSandbox::Limit(limit))?;
+        let mut store = Store::new(&inner.machine.engine, host);
         store.limiter(|host| &mut host.limiter);
         store.set_hostcall_fuel(HOSTCALL_BYTES);
         store.set_max_component_handles(HANDLES);
+        if let Some(pending) = store.concurrent_resource_table() {
+            let more = inner.config.reuse.concurrent.saturating_sub(1) as usize;
+            pending.set_max_capacity(PENDING_CALLS + more.saturating_mul(PENDING_PER_REQUEST));
+        }
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| match store.data().meter.turn() {
             Turn::Short => Ok(UpdateDeadline::Continue(1)),
@@ -124,7 +147,18 @@ impl Sandbox {
     }
 }
 
-fn host(inner: &Inner, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -> Host {
+fn host(inner: &Inner, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -> Result<Host, OverBudget> {
+    let limits = &inner.config.limits;
+    // As many as all requests that are in it at once may have.
+    let outbound = u64::from(limits.outbound_concurrent) * u64::from(inner.config.reuse.concurrent.max(1));
+    let account = SandboxAccount::new(
+        limits.buffer_bytes.0,
+        Arc::clone(&inner.account),
+        Arc::clone(&inner.limits),
+        Arc::clone(&log),
+        outbound,
+    );
+    let ledger = Ledger::open(Arc::clone(&account))?;
     let mut wasi = WasiCtxBuilder::new();
     wasi.envs(&inner.env)
         .stdout(GuestStream { log: Arc::clone(&log), stream: LogStream::Stdout })
@@ -133,23 +167,66 @@ fn host(inner: &Inner, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -> Host {
         .allow_udp(false)
         .allow_ip_name_lookup(false)
         .max_random_size(RANDOM_BYTES);
+    if inner.account.coarse_clocks() {
+        wasi.wall_clock(CoarseWall).monotonic_clock(CoarseMonotonic(Instant::now()));
+    }
+    let mut http = WasiHttpCtx::new();
+    http.set_field_size_limit(HEADER_BYTES);
     let mut table = ResourceTable::new();
     table.set_max_capacity(HANDLES);
-    Host {
+    Ok(Host {
         table,
         wasi: wasi.build(),
-        http: WasiHttpCtx::new(),
-        hooks: Hooks { egress: Arc::clone(&inner.egress), log: Arc::clone(&log) },
+        http,
+        hooks: Hooks { egress: Arc::clone(&inner.egress), log: Arc::clone(&log), account },
         limiter: SandboxLimiter::new(
-            inner.config.limits.memory_bytes.0,
+            limits.memory_bytes.0,
             Arc::clone(&inner.memory),
+            Arc::clone(&inner.account),
             Arc::clone(&inner.machine.totals),
+            Arc::clone(&inner.limits),
         ),
         meter,
         log,
         services: Arc::clone(&inner.services),
         env: Arc::clone(&inner.env),
+        ledger,
         _live: Live::new(Arc::clone(&inner.machine)),
+    })
+}
+
+/// A tick of the clocks of apps that may not measure finely what runs beside them.
+const COARSE_TICK: Duration = Duration::from_millis(1);
+
+/// The part of `time` that is whole ticks.
+fn coarse(time: Duration) -> Duration {
+    time - Duration::from_nanos(u64::from(time.subsec_nanos()) % COARSE_TICK.as_nanos() as u64)
+}
+
+/// The time of day, in whole ticks.
+struct CoarseWall;
+
+impl HostWallClock for CoarseWall {
+    fn resolution(&self) -> Duration {
+        COARSE_TICK
+    }
+
+    fn now(&self) -> Duration {
+        // A clock before 1970 is nothing that a guest has to know.
+        coarse(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+    }
+}
+
+/// The time since a sandbox began, in whole ticks.
+struct CoarseMonotonic(Instant);
+
+impl HostMonotonicClock for CoarseMonotonic {
+    fn resolution(&self) -> u64 {
+        COARSE_TICK.as_nanos() as u64
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(coarse(self.0.elapsed()).as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
@@ -171,5 +248,25 @@ impl Pre {
             Self::P2(pre) => Proxy::P2(pre.instantiate_async(store).await?),
             Self::P3(pre) => Proxy::P3(pre.instantiate_async(store).await?),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coarse_clocks_go_in_whole_ticks() {
+        assert_eq!(coarse(Duration::from_nanos(5_000_999_999)), Duration::from_secs(5));
+        assert_eq!(coarse(Duration::from_micros(1_500)), Duration::from_millis(1));
+        let clock = CoarseMonotonic(Instant::now());
+        let mut before = 0;
+        for _ in 0..1000 {
+            let now = clock.now();
+            assert!(now >= before && now % 1_000_000 == 0, "{now}");
+            before = now;
+        }
+        assert_eq!(CoarseWall.now().subsec_nanos() % 1_000_000, 0);
+        assert_eq!((clock.resolution(), CoarseWall.resolution()), (1_000_000, Duration::from_millis(1)));
     }
 }

@@ -69,8 +69,9 @@ fn remove_internal(map: &mut HeaderMap) {
 }
 
 fn platform_error(error: InvokeError) -> Response<ReplyBody> {
-    let InvokeError { kind, not_started, detail } = error;
-    let body = serde_json::to_vec(&Problem::new(kind, detail)).unwrap_or_default();
+    // The detail is for the app's owner and is in the app's log.
+    let InvokeError { kind, not_started, .. } = error;
+    let body = serde_json::to_vec(&Problem::new(kind, kind.title())).unwrap_or_default();
     let mut response = Response::new(reply_body(Bytes::from(body)));
     *response.status_mut() = StatusCode::from_u16(kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let map = response.headers_mut();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use marcato_api::{Digest, InstanceId, LimitScope, LimitUsage};
+use marcato_api::{Digest, InstanceId};
 use marcato_runtime::{Code, Instance, InstanceSetup, LoadError, Runtime};
 
 use super::host::{self, HostLogs, HostPeer};
@@ -105,7 +105,7 @@ impl Instances {
 
     async fn start_one(&self, order: StartOrder) -> Result<Live, NotStarted> {
         let code = self.code(&order.digest).await?;
-        let StartOrder { id, app, revision, config, bindings, digest, .. } = order;
+        let StartOrder { id, app, revision, config, budget, bindings, digest, .. } = order;
         let setup = InstanceSetup {
             services: host::services(&self.peer, &id, bindings),
             logs: self.logs.sink(id.clone()),
@@ -113,6 +113,7 @@ impl Instances {
             app,
             revision,
             config,
+            budget,
         };
         let instance = self.runtime.start(setup, &code).map_err(|e| NotStarted::Reason(chain(&e)))?;
         Ok(Live { id, digest, instance, removed: false })
@@ -184,10 +185,6 @@ fn report(id: &InstanceId, instance: &Instance) -> InstanceReport {
         in_flight: instance.in_flight(),
         queued: instance.queued(),
         counters: instance.counters(),
-        limits: instance.limits_fired().into_iter().filter(|(_, fired)| *fired > 0).map(limit).collect(),
+        limits: instance.limits_used(),
     }
-}
-
-fn limit((name, fired): (&'static str, u64)) -> LimitUsage {
-    LimitUsage { name: name.into(), scope: LimitScope::Instance, limit: None, used: 0, peak: 0, fired }
 }
