@@ -3,8 +3,9 @@
 
 use anyhow::{Context, Result};
 
-use crate::moments::Moments;
+use crate::idle::Idle;
 use crate::rounds::Measured;
+use crate::table::Results;
 
 const BEGIN: &str = "<!-- written by cargo xtask bench -->";
 const END: &str = "<!-- end -->";
@@ -68,18 +69,18 @@ fn cpu_ratio(
     best.is_finite().then(|| (format!("{ratio:.2} ({own:.0} us against {best:.0} us)"), ratio >= least))
 }
 
+const FRESH_DEFAULTS: &[&str] = &["wasmtime serve, fresh, defaults"];
+/// The better of its two.
+const REUSE_BEST: &[&str] = &["wasmtime serve, reuse, pooling", "wasmtime serve, reuse, pooling, 2 MiB kept resident"];
+
 /// All budgets of this run.
-pub fn judge(measured: &[Measured], moments: Option<&Moments>) -> Vec<Budget> {
+pub fn judge(results: &Results<'_>) -> Vec<Budget> {
+    let (measured, moments) = (results.measured, results.moments);
     let no_peer = "the peer was not there";
-    let fresh = |connections| {
-        let peers = ["wasmtime serve, fresh, pooling", "wasmtime serve, fresh"];
-        cpu_ratio(measured, "marcato, fresh, through the router", &peers, connections, 1.0)
-    };
-    let reuse = |connections| {
-        let peers = ["wasmtime serve, reuse, pooling"];
-        cpu_ratio(measured, "marcato, reuse, through the router", &peers, connections, 0.8)
-    };
-    let nginx = cpu_ratio(measured, "nginx before wasmtime serve", &["wasmtime serve, reuse, pooling"], 32, 0.8);
+    let against = |ours, peers, connections, least| cpu_ratio(measured, ours, peers, connections, least);
+    let (fresh_host, fresh_router) = ("marcato, fresh, direct to a host", "marcato, fresh, through the router");
+    let (reuse_host, reuse_router) = ("marcato, reuse, direct to a host", "marcato, reuse, through the router");
+    let nginx = against("nginx before wasmtime serve", &REUSE_BEST[..1], 32, 0.8);
     let added = (|| {
         let p50 = |name: &str| Some(find(measured, name, 1)?.p50_us());
         let ours = p50("marcato, reuse, through the router")? - p50("marcato, reuse, direct")?;
@@ -93,35 +94,75 @@ pub fn judge(measured: &[Measured], moments: Option<&Moments>) -> Vec<Budget> {
         let last = format!("{:.1} MB (PSS {:.1} MB)", m.idle_resident as f64 / 1e6, m.idle_proportional as f64 / 1e6);
         (last, m.idle_resident < 80_000_000)
     });
-    vec![
+    let mut budgets = vec![
         Budget::of(
-            "fresh sandboxes, through the router, 32 connections: at least `wasmtime serve`'s requests per CPU second",
-            fresh(32),
+            "fresh sandboxes at a host, 32 connections: 2 times the requests per CPU second of `wasmtime serve` at its defaults",
+            against(fresh_host, FRESH_DEFAULTS, 32, 2.0),
             no_peer,
         ),
-        Budget::of("the same with one connection", fresh(1), no_peer),
+        Budget::of("the same with one connection", against(fresh_host, FRESH_DEFAULTS, 1, 2.0), no_peer),
+        Budget::of(
+            "fresh sandboxes through the router, 32 connections: 1.5 times `wasmtime serve` at its defaults",
+            against(fresh_router, FRESH_DEFAULTS, 32, 1.5),
+            no_peer,
+        ),
+        Budget::of("the same with one connection", against(fresh_router, FRESH_DEFAULTS, 1, 1.5), no_peer),
+        Budget::of(
+            "reused sandboxes at a host, 32 connections: 1.2 times `wasmtime serve` with the same reuse and pooling",
+            against(reuse_host, REUSE_BEST, 32, 1.2),
+            no_peer,
+        ),
+        Budget::of("the same with one connection", against(reuse_host, REUSE_BEST, 1, 1.2), no_peer),
         Budget::of(
             "with reuse, through the router, 32 connections: at least 0.8 of `wasmtime serve`'s with the same reuse",
-            reuse(32),
+            against(reuse_router, REUSE_BEST, 32, 0.8),
             no_peer,
         )
         .because(nginx.map(|(last, _)| format!("nginx in front of `wasmtime serve` gives {last}; see above"))),
-        Budget::of("the same with one connection", reuse(1), no_peer),
+        Budget::of("the same with one connection", against(reuse_router, REUSE_BEST, 1, 0.8), no_peer),
         Budget::of("p50 that the router adds at one connection: at most nginx's as a proxy", added, no_peer),
         Budget::of("push of a 250 KB component to the first 200: under 1 s", push, "left out"),
         Budget::of("first request on a host with the code on disk: under 5 ms", first, "left out"),
         Budget::of("`marcato up` at rest: under 80 MB RSS in all", idle, "left out"),
+    ];
+    budgets.extend(at_rest(results.idle));
+    budgets
+}
+
+/// What apps at rest may cost, and first requests.
+fn at_rest(idle: Option<&Idle>) -> Vec<Budget> {
+    let most = idle.and_then(|i| i.rests.iter().max_by_key(|r| r.apps).filter(|r| r.apps > 1000));
+    let each = most.zip(idle.and_then(|i| i.rests.first())).map(|(most, one)| {
+        let bytes = most.resident.saturating_sub(one.resident) as f64 / (most.apps - one.apps) as f64;
+        (format!("{:.1} KB", bytes / 1e3), bytes < 20_000.0)
+    });
+    let start = most.map(|r| (format!("{:.1} s", r.again_ms / 1e3), r.again_ms < 10_000.0));
+    let cold = |name: &str, most: f64| {
+        let found = idle.and_then(|i| i.colds.iter().find(|c| c.name == name))?;
+        let more = found.cold_p99_ms - found.warm_p99_ms;
+        Some((format!("{more:.2} ms ({:.2} against {:.2})", found.cold_p99_ms, found.warm_p99_ms), more < most))
+    };
+    vec![
+        Budget::of("an app at rest, of 10,000: under 20 KB RSS beside its code", each, "left out"),
+        Budget::of("10,000 apps on one host, killed and started again: ready within 10 s", start, "left out"),
+        Budget::of(
+            "first request with the code on disk, p99 over that of warm ones, Rust: under 1 ms",
+            cold("Rust", 1.0),
+            "left out",
+        ),
+        Budget::of("the same, JavaScript: under 5 ms", cold("JavaScript", 5.0), "no such guest"),
+        Budget::of("the same, Python: under 5 ms", cold("Python", 5.0), "no such guest"),
     ]
 }
 
 /// Replaces the generated part of BUDGETS.md.
-pub fn update(old: &str, measured: &[Measured], moments: Option<&Moments>, when: &str) -> Result<String> {
+pub fn update(old: &str, results: &Results<'_>, when: &str) -> Result<String> {
     let (head, rest) = old.split_once(BEGIN).context("BUDGETS.md has no mark where the table begins")?;
     let (_, tail) = rest.split_once(END).context("BUDGETS.md has no mark where the table ends")?;
     let mut table = format!(
         "{BEGIN}\nLast run: {when}. Command: `cargo xtask bench`.\n\n| budget | last | state |\n|---|---|---|\n"
     );
-    for budget in judge(measured, moments) {
+    for budget in judge(results) {
         let state = match &budget.verdict {
             Verdict::Met => "met".to_owned(),
             Verdict::Missed(why) => format!("**missed**: {why}"),
@@ -136,37 +177,50 @@ pub fn update(old: &str, measured: &[Measured], moments: Option<&Moments>, when:
 mod tests {
     use super::*;
     use crate::closed_loop::Round;
+    use crate::idle::Rest;
 
     fn measured(name: &str, connections: usize, cpu_us: f64, p50_us: u64) -> Measured {
         let round = Round { requests: 1, errors: 0, per_second: 1.0, cpu_us, p50_us, p99_us: 0, resident: 0 };
         Measured { name: name.into(), connections, rounds: vec![round] }
     }
 
+    fn results(measured: &[Measured]) -> Results<'_> {
+        Results { measured, moments: None, idle: None }
+    }
+
     #[test]
     fn a_budget_is_judged_against_the_better_peer() {
         let rows = [
-            measured("wasmtime serve, fresh", 32, 200.0, 0),
-            measured("wasmtime serve, fresh, pooling", 32, 150.0, 0),
-            measured("marcato, fresh, through the router", 32, 160.0, 0),
-        ];
-        let budgets = judge(&rows, None);
-        assert!(matches!(budgets[0].verdict, Verdict::Missed(_)), "{budgets:?}");
-        assert!(budgets[0].last.starts_with("0.94"), "{}", budgets[0].last);
-        assert!(matches!(budgets[1].verdict, Verdict::Unmeasured(_)));
-        let reuse = [
+            measured("wasmtime serve, fresh, defaults", 32, 160.0, 0),
+            measured("marcato, fresh, direct to a host", 32, 90.0, 0),
             measured("wasmtime serve, reuse, pooling", 32, 24.0, 0),
+            measured("wasmtime serve, reuse, pooling, 2 MiB kept resident", 32, 20.0, 0),
             measured("marcato, reuse, through the router", 32, 40.0, 0),
             measured("nginx before wasmtime serve, reuse", 32, 32.0, 0),
         ];
-        let missed = &judge(&reuse, None)[2];
+        let budgets = judge(&results(&rows));
+        assert!(matches!(budgets[0].verdict, Verdict::Missed(_)), "{budgets:?}");
+        assert!(budgets[0].last.starts_with("1.78"), "{}", budgets[0].last);
+        assert!(matches!(budgets[1].verdict, Verdict::Unmeasured(_)));
+        let missed = &budgets[6];
+        assert!(missed.last.starts_with("0.50"), "{missed:?}");
         assert!(matches!(&missed.verdict, Verdict::Missed(why) if why.contains("0.75")), "{missed:?}");
+    }
+
+    #[test]
+    fn apps_at_rest_are_counted_beside_the_first() {
+        let rest = |apps, resident| Rest { apps, told_ms: 0.0, again_ms: 900.0, resident, proportional: 0 };
+        let idle = Idle { rests: vec![rest(1, 30_000_000), rest(10_000, 129_990_000)], colds: Vec::new() };
+        let budgets = at_rest(Some(&idle));
+        assert_eq!((budgets[0].last.as_str(), &budgets[0].verdict), ("10.0 KB", &Verdict::Met));
+        assert_eq!((budgets[1].last.as_str(), &budgets[1].verdict), ("0.9 s", &Verdict::Met));
     }
 
     #[test]
     fn only_the_generated_part_is_replaced() {
         let old = format!("head\n{BEGIN}\nold\n{END}\ntail\n");
-        let new = update(&old, &[], None, "today").expect("marks");
+        let new = update(&old, &results(&[]), "today").expect("marks");
         assert!(new.starts_with("head\n") && new.ends_with("tail\n") && !new.contains("old\n"), "{new}");
-        assert!(update("no marks", &[], None, "today").is_err());
+        assert!(update("no marks", &results(&[]), "today").is_err());
     }
 }

@@ -6,6 +6,8 @@
 
 mod budgets;
 mod closed_loop;
+mod identity;
+mod idle;
 mod moments;
 mod plot;
 mod rounds;
@@ -15,9 +17,10 @@ mod table;
 
 pub use budgets::{Budget, Verdict, judge, update};
 pub use closed_loop::{Round, run};
+pub use idle::{Cold, Idle, Rest, measure as measure_idle};
 pub use moments::{Moments, measure as measure_moments};
 pub use plot::draw;
 pub use rounds::{Measured, Shape, measure};
 pub use serving::{Marcato, REUSE, health_session, ingress};
 pub use subjects::{Peer, Peers, Subject};
-pub use table::render;
+pub use table::{Results, render};

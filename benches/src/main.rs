@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use marcato_benches::{
-    Marcato, Measured, Moments, Peers, Shape, draw, health_session, measure, measure_moments, render, update,
+    Marcato, Measured, Peers, Results, Shape, draw, health_session, measure, measure_idle, measure_moments, render,
+    update,
 };
 
 /// Measures Marcato beside its peers.
@@ -50,7 +51,19 @@ async fn bench(arguments: &Arguments) -> Result<()> {
             None
         }
     };
-    write(&arguments.output, &measured, moments.as_ref(), &notes, arguments.quick)
+    eprintln!("bench: apps at rest");
+    let large = [("JavaScript", "guest-javascript.wasm"), ("Python", "guest-python.wasm")]
+        .map(|(name, file)| (name, arguments.guests.join(file)));
+    let idle = match measure_idle(&hello, &large, arguments.quick).await {
+        Ok(idle) => Some(idle),
+        Err(error) => {
+            notes.push(format!("Apps at rest are missing: {error:#}."));
+            None
+        }
+    };
+    notes.push("Spin is in no package registry that this run could use: no row.".into());
+    let results = Results { measured: &measured, moments: moments.as_ref(), idle: idle.as_ref() };
+    write(&arguments.output, &results, &notes, arguments.quick)
 }
 
 async fn side_by_side(
@@ -75,6 +88,7 @@ async fn side_by_side(
     let fresh_keep = peers.wasmtime(hello, &keep).await?;
     let reuse_flag = ["--max-instance-reuse-count", "1000", "--idle-instance-timeout", "60s"];
     let reuse = peers.wasmtime(hello, &[&pooling[..], &reuse_flag[..]].concat()).await?;
+    let reuse_keep = peers.wasmtime(hello, &[&keep[..], &reuse_flag[..]].concat()).await?;
     let proxied = peers.wasmtime(hello, &[&pooling[..], &reuse_flag[..]].concat()).await?;
     let nginx = peers.nginx(proxied.address).await?;
     let marcato = Marcato::start(hello).await?;
@@ -86,6 +100,7 @@ async fn side_by_side(
         marcato.direct("marcato, fresh, direct to a host", "fresh").await?,
         marcato.routed("marcato, fresh, through the router", "fresh")?,
         reuse.subject("wasmtime serve, reuse, pooling", &[]),
+        reuse_keep.subject("wasmtime serve, reuse, pooling, 2 MiB kept resident", &[]),
         marcato.direct("marcato, reuse, direct to a host", "reused").await?,
         marcato.routed("marcato, reuse, through the router", "reused")?,
     ];
@@ -100,7 +115,7 @@ async fn side_by_side(
     measure(&subjects, &[1, 32], shape).await
 }
 
-fn write(output: &Path, measured: &[Measured], moments: Option<&Moments>, notes: &[String], quick: bool) -> Result<()> {
+fn write(output: &Path, found: &Results<'_>, notes: &[String], quick: bool) -> Result<()> {
     let when = command("date", &["-u", "+%Y-%m-%d %H:%M UTC"]);
     let machine = format!(
         "{when}, {} cores ({}), kernel {}, commit {}{}.",
@@ -110,15 +125,15 @@ fn write(output: &Path, measured: &[Measured], moments: Option<&Moments>, notes:
         command("git", &["rev-parse", "--short", "HEAD"]),
         if quick { "; a QUICK run: its numbers mean nothing" } else { "" },
     );
-    let text = render(&machine, measured, moments, notes);
+    let text = render(&machine, found, notes);
     println!("{text}");
     let results = if quick { PathBuf::from("target/bench-quick") } else { output.join("results") };
     std::fs::create_dir_all(&results)?;
     std::fs::write(results.join("latest.md"), text)?;
-    draw(&results.join("latest.svg"), measured)?;
+    draw(&results.join("latest.svg"), found.measured)?;
     let file = output.join("BUDGETS.md");
     let old = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-    let new = update(&old, measured, moments, &when)?;
+    let new = update(&old, found, &when)?;
     std::fs::write(if quick { results.join("BUDGETS.md") } else { file }, new)?;
     println!("bench: wrote {}", results.display());
     Ok(())

@@ -91,7 +91,7 @@ async fn at_rest(cluster: &Cluster) -> Result<(u64, u64)> {
     Ok(least)
 }
 
-fn proportional_bytes(pid: Pid) -> Result<u64> {
+pub(crate) fn proportional_bytes(pid: Pid) -> Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let line = text.lines().find_map(|l| l.strip_prefix("Pss:")).context("no Pss")?;
     Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? * 1024)

@@ -93,6 +93,8 @@ impl Peers {
             .args(["serve", "-Scli", "-Shttp", "--addr", &address.to_string()])
             .args(flags)
             .arg(component)
+            // As our own servers have it: else whoever has RUST_BACKTRACE set measures the making of backtraces.
+            .env("RUST_LIB_BACKTRACE", "0")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

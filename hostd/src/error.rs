@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::identity::IdentityError;
 use crate::ledger::LedgerError;
+use crate::usage::UsageError;
 
 /// Why the daemon could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +28,9 @@ pub enum HostdError {
     /// The ledger cannot be opened.
     #[error("the ledger cannot be opened")]
     Ledger(#[from] LedgerError),
+    /// The usage ledger cannot be opened.
+    #[error("the usage ledger cannot be opened")]
+    Usage(#[from] UsageError),
     /// The cache of compiled code cannot be opened.
     #[error("the cache of compiled code cannot be opened")]
     Cache(#[source] marcato_runtime::RuntimeError),

@@ -32,6 +32,7 @@ mod serve;
 pub mod services;
 mod threads;
 mod tls;
+mod usage;
 mod worker;
 
 #[cfg(test)]
@@ -45,6 +46,7 @@ pub use ledger::LedgerError;
 pub use pool::WorkerCommand;
 pub use run::run;
 pub use tls::TlsError;
+pub use usage::UsageError;
 pub use worker::{Prepared as PreparedWorker, WorkerError, prepare as prepare_worker, run as run_worker};
 
 // For the `marcato` command, which starts the daemon and is its compiler.

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use marcato_api::{
     AccessError, AccessRequest, AccessResponse, ApiResult, CertificateRequest, CertificateTerm, ComponentStatus,
     Digest, Generation, HostApi, HostCapacity, HostConfig, HostId, Inventory, KeyValueError, KeyValueRequest,
-    KeyValueResponse, LogPage, LogQuery, NewCertificate, Problem, ProblemKind, ServiceId,
+    KeyValueResponse, LogPage, LogQuery, NewCertificate, Problem, ProblemKind, ServiceId, UsageCursor, UsagePage,
 };
 use tokio::sync::{Notify, watch};
 
@@ -27,6 +27,7 @@ use crate::reconcile::services::ServicesStatus;
 use crate::renewal::{Renewal, RenewalError};
 use crate::serve::BoxError;
 use crate::services::{ServiceError, ServiceHost};
+use crate::usage::UsageLedger;
 
 /// Most instances that a config may name.
 const INSTANCES: usize = 10_000;
@@ -43,6 +44,7 @@ pub(crate) struct Node {
     pub(crate) pool: Pool,
     pub(crate) services: Arc<ServiceHost>,
     pub(crate) logs: Logs,
+    pub(crate) usage: UsageLedger,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) component_status: watch::Receiver<Vec<ComponentStatus>>,
     pub(crate) instance_status: watch::Receiver<InstancesStatus>,
@@ -154,6 +156,13 @@ impl HostApi for Node {
 
     async fn logs(&self, query: LogQuery) -> ApiResult<LogPage> {
         Ok(self.logs.read(&query).await)
+    }
+
+    async fn usage(&self, after: UsageCursor, limit: u32) -> ApiResult<UsagePage> {
+        let ledger = self.usage.clone();
+        let page = tokio::task::spawn_blocking(move || ledger.page(after, limit)).await;
+        let page = page.map_err(|e| Problem::new(ProblemKind::Internal, e.to_string()))?;
+        page.map_err(|e| Problem::new(ProblemKind::Unavailable, chain(&e)))
     }
 
     async fn metrics(&self) -> ApiResult<String> {

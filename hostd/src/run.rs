@@ -40,6 +40,7 @@ use crate::renewal::Renewal;
 use crate::serve::{Bounds, Security, serve};
 use crate::services::ServiceHost;
 use crate::threads::Threads;
+use crate::usage::UsageLedger;
 use crate::worker::DRAIN;
 
 /// How long the ingress waits for the ledger's instances before it opens without them.
@@ -153,6 +154,7 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
     let started_at = Timestamp::now();
     let boot = u64::try_from(started_at.as_millisecond()).unwrap_or_default();
     let logs = Logs::new(boot, shutdown.clone());
+    let usage = UsageLedger::open(&dir.join("usage.sqlite"))?;
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let capacity = HostCapacity { memory_bytes: cfg.memory, cpu_millis: cores as u64 * 1000, sandboxes: cfg.sandboxes };
 
@@ -170,6 +172,7 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
         dialer: Arc::new(NetworkDialer { allow_private: cfg.allow_private_egress }),
         wake_components: wake_components.clone(),
         wake_instances: wake_instances.clone(),
+        usage: usage.clone(),
     };
     let pool = Pool::start(settings, ingress, ingress_address, ingress_file).map_err(HostdError::Workers)?;
     let ingress_identity = Arc::new(IngressIdentity::new(cfg.id.clone(), renewal.ca_pem().to_owned(), pool.clone()));
@@ -188,6 +191,7 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
         ingress_identity,
         services: services.clone(),
         logs: logs.clone(),
+        usage: usage.clone(),
         metrics: metrics.clone(),
         component_status: component_status.clone(),
         instance_status: instance_status.clone(),
@@ -198,6 +202,12 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
 
     let stop = CancellationToken::new();
     let mut reconcilers = JoinSet::new();
+    let metered = pool.clone();
+    let measure = move || {
+        let pool = metered.clone();
+        async move { pool.refresh().await }
+    };
+    reconcilers.spawn(usage.run(measure, stop.clone()));
     let service_reconciler = Services { own: cfg.id.clone(), host: services, calls: calls.clone() };
     reconcilers.spawn(drive(
         service_reconciler,

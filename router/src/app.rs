@@ -90,6 +90,7 @@ pub async fn run(config: RouterConfig, shutdown: CancellationToken) -> Result<()
         components: control.blobs().clone(),
         host_tls: control.upstream_tls(),
         authority: Arc::clone(control.authority()),
+        usage: control.usage().clone(),
         table,
         changed,
     };

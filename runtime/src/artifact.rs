@@ -29,29 +29,29 @@ pub(crate) struct ArtifactCache {
     dir: PathBuf,
     key: [u8; KEY_LEN],
     code_key: String,
-    /// Files whose trailers were found right, as they were then.
+    /// Files whose trailers were found right, as they were then. A copy lies beside each file, signed, for the next start.
     known: Mutex<HashMap<Digest, Stamp>>,
 }
 
-/// What changes when a file is replaced or written to. The change time cannot be set by hand (inode(7)).
+/// What changes when a file is replaced or written to. Not the change time: each link that a worker is given changes it,
+/// and whoever could set the other times by hand could as well read the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
     modified: (i64, i64),
-    changed: (i64, i64),
 }
 
 impl Stamp {
     fn of(m: &fs::Metadata) -> Self {
-        Self {
-            device: m.dev(),
-            inode: m.ino(),
-            size: m.size(),
-            modified: (m.mtime(), m.mtime_nsec()),
-            changed: (m.ctime(), m.ctime_nsec()),
-        }
+        Self { device: m.dev(), inode: m.ino(), size: m.size(), modified: (m.mtime(), m.mtime_nsec()) }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let numbers =
+            [self.device, self.inode, self.size, self.modified.0.cast_unsigned(), self.modified.1.cast_unsigned()];
+        numbers.iter().flat_map(|n| n.to_le_bytes()).collect()
     }
 }
 
@@ -87,7 +87,12 @@ impl ArtifactCache {
         file.write_all(&mac.finalize().into_bytes())?;
         file.sync_all()?;
         scratch.persist(self.path(digest)).map_err(|e| e.error)?;
-        File::open(&self.dir)?.sync_all()
+        File::open(&self.dir)?.sync_all()?;
+        // It was read and signed just now.
+        let stamp = Stamp::of(&file.metadata()?);
+        self.known().insert(digest.clone(), stamp);
+        self.remember(digest, &stamp);
+        Ok(())
     }
 
     /// The file of `digest`, after its trailer was found right. A file that is not is removed. What was verified once
@@ -102,6 +107,10 @@ impl ArtifactCache {
         let metadata = file.metadata().map_err(LoadError::Read)?;
         let stamp = Stamp::of(&metadata);
         if self.known().get(digest) == Some(&stamp) {
+            return Ok(path);
+        }
+        if self.was_verified(digest, &stamp) {
+            self.known().insert(digest.clone(), stamp);
             return Ok(path);
         }
         let refuse = |reason| {
@@ -123,7 +132,42 @@ impl ArtifactCache {
             return Err(refuse("its signature is not by this host's key"));
         }
         self.known().insert(digest.clone(), stamp);
+        self.remember(digest, &stamp);
         Ok(path)
+    }
+
+    /// The file beside the code that says how the code was when it was verified.
+    fn note(&self, digest: &Digest) -> PathBuf {
+        self.path(digest).with_extension("seen")
+    }
+
+    fn note_mac(&self, digest: &Digest, stamp: &Stamp) -> io::Result<Hmac<Sha256>> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).map_err(io::Error::other)?;
+        mac.update(b"seen\0");
+        mac.update(digest.as_str().as_bytes());
+        mac.update(&[0]);
+        mac.update(self.code_key.as_bytes());
+        mac.update(&[0]);
+        mac.update(&stamp.bytes());
+        Ok(mac)
+    }
+
+    /// Whether this very file was verified before, by this process or one before it.
+    fn was_verified(&self, digest: &Digest, stamp: &Stamp) -> bool {
+        let Ok(tag) = fs::read(self.note(digest)) else { return false };
+        self.note_mac(digest, stamp).is_ok_and(|mac| mac.verify_slice(&tag).is_ok())
+    }
+
+    /// Best effort, and not durable: without it the file is read once more.
+    fn remember(&self, digest: &Digest, stamp: &Stamp) {
+        let written = self.note_mac(digest, stamp).and_then(|mac| {
+            let mut note = self.scratch()?;
+            note.write_all(&mac.finalize().into_bytes())?;
+            note.persist(self.note(digest)).map(drop).map_err(|e| e.error)
+        });
+        if let Err(error) = written {
+            tracing::debug!(%digest, %error, "what was verified cannot be noted");
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<Digest, Stamp>> {
@@ -137,7 +181,10 @@ impl ArtifactCache {
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
             let name = entry.file_name();
-            if name.to_str().is_some_and(|n| n.starts_with(digest.hex()) && n.ends_with(".cwasm")) {
+            if name
+                .to_str()
+                .is_some_and(|n| n.starts_with(digest.hex()) && (n.ends_with(".cwasm") || n.ends_with(".seen")))
+            {
                 match fs::remove_file(entry.path()) {
                     Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                     _ => {}
@@ -169,16 +216,14 @@ impl ArtifactCache {
     }
 }
 
-/// Maps code that was verified.
-pub(crate) fn map(engine: &Engine, digest: &Digest, verified: &Path) -> Result<Component, LoadError> {
+/// Maps code that was verified. Errors: it is for another engine.
+pub(crate) fn map(engine: &Engine, verified: &Path) -> wasmtime::Result<Component> {
     // SAFETY: the bytes were written by `commit` from this host's own compiler process: nobody else has the key. The
     // directories are the host daemon's own and files are replaced by rename only, so the mapping does not change.
     #[allow(unsafe_code, reason = "the only way to load code that was compiled ahead; see SAFETY")]
-    let component = unsafe { Component::deserialize_file(engine, verified) };
-    component.map_err(|e| {
-        tracing::warn!(%digest, error = format!("{e:#}"), "compiled code does not load");
-        LoadError::Tampered { digest: digest.clone(), reason: "it was compiled by another version" }
-    })
+    unsafe {
+        Component::deserialize_file(engine, verified)
+    }
 }
 
 fn ensure_key(path: &Path) -> io::Result<[u8; KEY_LEN]> {

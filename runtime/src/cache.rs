@@ -8,11 +8,10 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use marcato_api::Digest;
 use tokio::sync::Semaphore;
-use wasmtime::Engine;
 
 use crate::artifact::ArtifactCache;
 use crate::config::CompilerCommand;
-use crate::engine::{code_config, code_key};
+use crate::engine::code_key;
 use crate::error::{CompileError, LoadError, RuntimeError};
 use crate::runtime::blocking;
 
@@ -44,8 +43,8 @@ impl std::fmt::Debug for CodeCache {
 impl CodeCache {
     /// Opens the cache in `dir`, a private directory that is made when it is not there.
     pub fn open(dir: &Path, compiler: CompilerCommand) -> Result<Self, RuntimeError> {
-        let engine = Engine::new(&code_config()).map_err(|e| RuntimeError::Link(format!("{e:#}")))?;
-        let files = ArtifactCache::open(dir, &code_key(&engine))?;
+        let key = code_key().map_err(|e| RuntimeError::Link(format!("{e:#}")))?;
+        let files = ArtifactCache::open(dir, &key)?;
         Ok(Self(Arc::new(Shared { files, compiler, compilers: Semaphore::new(COMPILERS) })))
     }
 
@@ -87,8 +86,7 @@ impl CodeCache {
 
     #[cfg(test)]
     pub(crate) fn compile_here(&self, bytes: &[u8]) -> Result<Digest, CompileError> {
-        let engine = Engine::new(&code_config()).map_err(|e| CompileError::Rejected(e.to_string()))?;
-        let code = crate::compile::compile_bytes(&engine, bytes)?;
+        let (_, code) = crate::compile::compile_bytes(bytes)?;
         let scratch = self.0.files.scratch().map_err(CompileError::Store)?;
         std::fs::write(scratch.path(), code).map_err(CompileError::Store)?;
         let digest = Digest::of(bytes);

@@ -13,7 +13,7 @@ use tokio::process::Command;
 use wasmtime::Engine;
 
 use crate::config::CompilerCommand;
-use crate::engine::code_config;
+use crate::engine::{Dialect, code_config};
 use crate::error::CompileError;
 
 const MEMORY_VAR: &str = "MARCATO_COMPILE_MEMORY_BYTES";
@@ -124,13 +124,14 @@ pub fn compile_child(component: &mut dyn Read, output: &Path) -> Result<(), Comp
 pub fn compile_to(component: &mut dyn Read, output: &mut std::fs::File) -> Result<(), CompileError> {
     let mut bytes = Vec::new();
     component.read_to_end(&mut bytes).map_err(CompileError::Read)?;
-    let engine = Engine::new(&code_config()).map_err(|e| CompileError::Rejected(format!("{e:#}")))?;
-    let code = compile_bytes(&engine, &bytes)?;
+    let (dialect, code) = compile_bytes(&bytes)?;
+    // An import that is missing is known now, and not at the first request. There is no code of what does not link.
+    crate::link::check(dialect, &code).map_err(|e| CompileError::Rejected(e.to_string()))?;
     output.write_all(&code).and_then(|()| output.sync_all()).map_err(CompileError::Store)
 }
 
 /// Compiles in this process.
-pub(crate) fn compile_bytes(engine: &Engine, bytes: &[u8]) -> Result<Vec<u8>, CompileError> {
+pub(crate) fn compile_bytes(bytes: &[u8]) -> Result<(Dialect, Vec<u8>), CompileError> {
     // A component's header has layer 1 where a core module's has layer 0.
     match bytes.get(..8) {
         Some([0, b'a', b's', b'm', _, _, 1, 0]) => {}
@@ -142,9 +143,21 @@ pub(crate) fn compile_bytes(engine: &Engine, bytes: &[u8]) -> Result<Vec<u8>, Co
         }
         _ => return Err(CompileError::Rejected("this is not WebAssembly".into())),
     }
-    engine
-        .precompile_component(bytes)
-        .map_err(|e| CompileError::Rejected(first_line(format!("{e:#}").replace('\n', " ").as_bytes())))
+    let compile = |dialect| Engine::new(&code_config(dialect))?.precompile_component(bytes);
+    // An export is named in the bytes as it is. What has the name for another reason still runs, at a greater cost.
+    if !names_async(bytes)
+        && let Ok(code) = compile(Dialect::Plain)
+    {
+        return Ok((Dialect::Plain, code));
+    }
+    let code = compile(Dialect::Concurrent)
+        .map_err(|e| CompileError::Rejected(first_line(format!("{e:#}").replace('\n', " ").as_bytes())))?;
+    Ok((Dialect::Concurrent, code))
+}
+
+/// Whether an interface of WASI 0.3 is named in it.
+fn names_async(bytes: &[u8]) -> bool {
+    bytes.windows(5).any(|w| w == b"@0.3.")
 }
 
 /// Takes the limits in its environment on this process. It reads `/proc`, so before a confinement that hides that.

@@ -67,13 +67,26 @@ pub struct PoolConfig {
     pub memory_per_sandbox: Bytes,
     /// How much of a slot is zeroed by hand instead of given back to the kernel.
     pub keep_resident: Bytes,
+    /// How much compiled code stays mapped, by the size of its files; what was not used for longest makes room. Code that
+    /// a sandbox runs lives as long as that, and code that is larger is mapped alone.
+    pub code_memory: Bytes,
+    /// Code that no request needed for so long is dropped.
+    pub code_idle_ms: Millis,
 }
 
 impl PoolConfig {
-    /// The pool of a host: memories of up to 1 GiB, `memory` in all, 2 MiB of each kept resident.
+    /// The pool of a host: memories of up to 1 GiB, `memory` in all, 2 MiB of each kept resident; code of a quarter of
+    /// `memory`, dropped after ten minutes.
     #[must_use]
     pub const fn for_host(sandboxes: u32, memory: Bytes) -> Self {
-        Self { sandboxes, memory, memory_per_sandbox: Bytes::mib(1024), keep_resident: Bytes::mib(2) }
+        Self {
+            sandboxes,
+            memory,
+            memory_per_sandbox: Bytes::mib(1024),
+            keep_resident: Bytes::mib(2),
+            code_memory: Bytes(memory.0 / 4),
+            code_idle_ms: Millis::secs(600),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::instance::Inner;
 use crate::invoke::{self, AnswerSender, Failure};
 use crate::limits::CpuMeter;
 use crate::logs::SandboxLog;
-use crate::sandbox::{Host, Pre, Proxy};
+use crate::sandbox::{Host, Proxy};
 
 type Outcome = Result<(), Failure>;
 
@@ -70,10 +70,10 @@ impl Drop for Place {
     }
 }
 
-/// Whether requests of this instance share sandboxes.
+/// Whether requests of this instance share sandboxes. Those that come before its code was first mapped do not.
 pub(crate) fn is_shared(inner: &Inner) -> bool {
     let reuse = &inner.config.reuse;
-    reuse.concurrent > 1 && reuse.max_requests > 1 && matches!(*inner.pre, Pre::P3(_))
+    reuse.concurrent > 1 && reuse.max_requests > 1 && inner.code.is_concurrent()
 }
 
 impl Crowd {

@@ -1,4 +1,4 @@
-//! The wasmtime engine: its settings, the pool that sandboxes come from, and the clock that interrupts
+//! The wasmtime engines: their settings, the pools that sandboxes come from, and the clock that interrupts
 //! guests. Owns no code and no instance.
 
 use std::hash::{Hash, Hasher};
@@ -16,6 +16,7 @@ use wasmtime::{
 use crate::config::PoolConfig;
 use crate::error::RuntimeError;
 use crate::limits::MemoryTotal;
+use crate::link::INTERFACES;
 
 /// How often running guests are interrupted: to look at their CPU budget and to let others run.
 pub(crate) const TICK: Duration = Duration::from_millis(5);
@@ -34,16 +35,61 @@ pub(crate) const STACK_BYTES: usize = 512 << 10;
 /// Elements of one table: a Python component's have over 20,000.
 const TABLE_ELEMENTS: usize = 100_000;
 
+/// What a component's calls look like. Each has an engine, for what lets calls of WASI 0.3 run beside each other is paid
+/// for in every call between guest and host, and guests of WASI 0.2 have no use for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// WASI 0.2: a call ends before the next begins.
+    Plain,
+    /// WASI 0.3: calls, streams and futures.
+    Concurrent,
+}
+
+/// One engine per dialect, and what is done to all of them.
+#[derive(Clone)]
+pub(crate) struct Engines {
+    plain: Engine,
+    concurrent: Engine,
+}
+
+impl Engines {
+    fn new(mut settings: impl FnMut(Dialect) -> Config) -> wasmtime::Result<Self> {
+        Ok(Self {
+            plain: Engine::new(&settings(Dialect::Plain))?,
+            concurrent: Engine::new(&settings(Dialect::Concurrent))?,
+        })
+    }
+
+    pub(crate) const fn of(&self, dialect: Dialect) -> &Engine {
+        match dialect {
+            Dialect::Plain => &self.plain,
+            Dialect::Concurrent => &self.concurrent,
+        }
+    }
+
+    fn increment_epoch(&self) {
+        self.plain.increment_epoch();
+        self.concurrent.increment_epoch();
+    }
+}
+
 /// The settings that machine code depends on; the compiler process has to use the same.
-pub(crate) fn code_config() -> Config {
+pub(crate) fn code_config(dialect: Dialect) -> Config {
     let mut config = Config::new();
+    match dialect {
+        Dialect::Plain => config.concurrency_support(false),
+        Dialect::Concurrent => config.wasm_component_model_async(true),
+    };
     config
         .strategy(Strategy::Cranelift)
         .wasm_component_model(true)
-        .wasm_component_model_async(true)
         .epoch_interruption(true)
         .max_wasm_stack(STACK_BYTES)
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
+        // Nothing unwinds through guests but wasmtime itself, by frame pointers; a trap names its functions without
+        // the offsets. Without either, code files are smaller and there is nothing to register when one is mapped.
+        .native_unwind_info(false)
+        .generate_address_map(false)
         .memory_init_cow(true);
     config
 }
@@ -61,10 +107,12 @@ impl HostTotals {
     }
 }
 
-/// An engine with its ticker.
+/// The engines with their ticker.
 pub(crate) struct Machine {
-    pub(crate) engine: Engine,
+    pub(crate) engines: Engines,
     pub(crate) totals: Arc<HostTotals>,
+    /// Most sandboxes, over both engines.
+    most_sandboxes: u32,
     ticker: Arc<Ticker>,
     thread: Option<JoinHandle<()>>,
 }
@@ -80,31 +128,38 @@ impl Machine {
         check(pool)?;
         let unavailable =
             |e: wasmtime::Error| RuntimeError::Pool { sandboxes: pool.sandboxes, reason: format!("{e:#}") };
-        let mut config = code_config();
-        // The stack of one guest is never seen by another, not even through a defect of the compiler.
-        config.async_stack_zeroing(true);
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(pool)));
-        let engine = Engine::new(&config).map_err(unavailable)?;
+        let engines = Engines::new(|dialect| {
+            let mut config = code_config(dialect);
+            // The stack of one guest is never seen by another, not even through a defect of the compiler.
+            config.async_stack_zeroing(true);
+            config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(pool)));
+            config
+        })
+        .map_err(unavailable)?;
         let totals = Arc::new(HostTotals::new(pool.memory));
         let ticker = Arc::new(Ticker::default());
         let thread = std::thread::Builder::new()
             .name("marcato-epoch".into())
             .spawn({
-                let (engine, totals, ticker) = (engine.clone(), Arc::clone(&totals), Arc::clone(&ticker));
-                move || ticker.run(&engine, &totals)
+                let (engines, totals, ticker) = (engines.clone(), Arc::clone(&totals), Arc::clone(&ticker));
+                move || ticker.run(&engines, &totals)
             })
             .map_err(|e| unavailable(e.into()))?;
-        Ok(Self { engine, totals, ticker, thread: Some(thread) })
+        Ok(Self { engines, totals, most_sandboxes: pool.sandboxes, ticker, thread: Some(thread) })
     }
 
-    /// Counts a new sandbox; the ticker runs while there is one.
-    pub(crate) fn enter(&self) {
-        self.totals.sandboxes.fetch_add(1, Ordering::SeqCst);
+    /// Counts a new sandbox; the ticker runs while there is one. False: there are as many as there may be.
+    pub(crate) fn enter(&self) -> bool {
+        if self.totals.sandboxes.fetch_add(1, Ordering::SeqCst) >= self.most_sandboxes {
+            self.leave();
+            return false;
+        }
         if self.ticker.parked.load(Ordering::SeqCst)
             && let Some(thread) = &self.thread
         {
             thread.thread().unpark();
         }
+        true
     }
 
     pub(crate) fn leave(&self) {
@@ -124,11 +179,11 @@ impl Drop for Machine {
 }
 
 impl Ticker {
-    fn run(&self, engine: &Engine, totals: &HostTotals) {
+    fn run(&self, engines: &Engines, totals: &HostTotals) {
         let mut idle = 0;
         while !self.stop.load(Ordering::SeqCst) {
             std::thread::sleep(TICK);
-            engine.increment_epoch();
+            engines.increment_epoch();
             idle = if totals.sandboxes.load(Ordering::SeqCst) == 0 { idle + 1 } else { 0 };
             if idle > IDLE_TICKS {
                 self.parked.store(true, Ordering::SeqCst);
@@ -148,6 +203,8 @@ fn check(pool: &PoolConfig) -> Result<(), RuntimeError> {
         ("memory", pool.memory.0, 1 << 16, 1 << 48),
         ("memory_per_sandbox", pool.memory_per_sandbox.0, 1 << 16, 4 << 30),
         ("keep_resident", pool.keep_resident.0, 0, 1 << 30),
+        ("code_memory", pool.code_memory.0, 0, 1 << 48),
+        ("code_idle_ms", pool.code_idle_ms.0, 1, 1 << 40),
     ];
     match checks.into_iter().find(|(_, value, min, max)| !(min..=max).contains(&value)) {
         Some((field, value, min, max)) => Err(RuntimeError::PoolConfig { field, value, min, max }),
@@ -203,9 +260,13 @@ impl Hasher for ShaHasher {
     }
 }
 
-/// The key of code that this engine can load, as 16 digits: the hash has wasmtime's version and every setting.
-pub(crate) fn code_key(engine: &Engine) -> String {
+/// The key of code that this build can load, as 16 digits: the hash has wasmtime's version, every setting of both engines,
+/// and the state of the interfaces that it was linked with.
+pub(crate) fn code_key() -> wasmtime::Result<String> {
+    let engines = Engines::new(code_config)?;
     let mut hasher = ShaHasher(Sha256::new());
-    engine.precompile_compatibility_hash().hash(&mut hasher);
-    hex::encode(&hasher.0.finalize()[..8])
+    engines.plain.precompile_compatibility_hash().hash(&mut hasher);
+    engines.concurrent.precompile_compatibility_hash().hash(&mut hasher);
+    INTERFACES.hash(&mut hasher);
+    Ok(hex::encode(&hasher.0.finalize()[..8]))
 }

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use marcato_api::{Bytes, Digest, LimitsError, ProblemKind};
+use marcato_api::{Digest, LimitsError, ProblemKind};
 
 /// A runtime could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -126,16 +126,6 @@ pub enum StartError {
     /// An outbound host pattern is not valid.
     #[error("allowed_outbound_hosts: {0:?} is not host, host:port or *.host")]
     OutboundPattern(String),
-    /// The component begins with more memory than it may have.
-    #[error("{field} ({limit}) is less than the {needed} of memory that the component begins with")]
-    TooSmall {
-        /// The setting.
-        field: &'static str,
-        /// What it says.
-        limit: Bytes,
-        /// What the component needs.
-        needed: Bytes,
-    },
 }
 
 /// A request was not answered by the guest.

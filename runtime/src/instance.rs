@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::body::{RequestBody, ResponseBody};
 use crate::budget::{AppAccount, Apps};
+use crate::code::CodeHandle;
 use crate::config::InstanceSetup;
 use crate::crowd::Crowd;
 use crate::egress::{Egress, Network};
@@ -21,8 +22,7 @@ use crate::error::{InvokeError, StartError};
 use crate::invoke::{self, Times};
 use crate::limits::{Limit, LimitCounters, MemoryTotal};
 use crate::logs::InstanceLog;
-use crate::runtime::Code;
-use crate::sandbox::{Pre, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::services::Services;
 use crate::usage;
 
@@ -44,12 +44,21 @@ struct IdleSandbox {
     since: Instant,
 }
 
+/// Sandboxes that wait for a request.
+#[derive(Default)]
+struct Idle {
+    /// The one used last is the last.
+    sandboxes: Vec<IdleSandbox>,
+    /// Ends those that wait for too long, and itself when there are none: an instance at rest costs no timer.
+    sweeper: Option<AbortOnDropHandle<()>>,
+}
+
 /// What all requests of an instance share.
 pub(crate) struct Inner {
     id: InstanceId,
     pub(crate) config: RevisionConfig,
     pub(crate) machine: Arc<Machine>,
-    pub(crate) pre: Arc<Pre>,
+    pub(crate) code: CodeHandle,
     pub(crate) egress: Arc<Egress>,
     pub(crate) services: Arc<Services>,
     pub(crate) env: Arc<[(String, String)]>,
@@ -67,8 +76,7 @@ pub(crate) struct Inner {
     pub(crate) queued: AtomicU32,
     draining: AtomicBool,
     settled: Notify,
-    idle: Mutex<Vec<IdleSandbox>>,
-    _sweeper: Option<AbortOnDropHandle<()>>,
+    idle: Mutex<Idle>,
 }
 
 impl std::fmt::Debug for Instance {
@@ -103,7 +111,7 @@ impl Drop for Queued<'_> {
 impl Instance {
     pub(crate) fn new(
         setup: InstanceSetup,
-        code: &Code,
+        code: CodeHandle,
         machine: Arc<Machine>,
         network: &Network,
         apps: &Apps,
@@ -115,10 +123,10 @@ impl Instance {
                 .map_err(StartError::OutboundPattern)?;
         // Last: nothing is set for an instance that does not start.
         let account = apps.account(&app, &budget);
-        let inner = Arc::new_cyclic(|weak: &Weak<Inner>| Inner {
+        let inner = Arc::new(Inner {
             id,
             machine,
-            pre: Arc::clone(&code.pre),
+            code,
             egress: Arc::new(egress),
             services: Arc::new(services),
             env: config.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
@@ -134,11 +142,7 @@ impl Instance {
             queued: AtomicU32::new(0),
             draining: AtomicBool::new(false),
             settled: Notify::new(),
-            idle: Mutex::new(Vec::new()),
-            _sweeper: (config.reuse.max_requests > 1).then(|| {
-                let idle = Duration::from(config.reuse.idle_ms).max(Duration::from_millis(10));
-                AbortOnDropHandle::new(tokio::spawn(sweep(Weak::clone(weak), idle)))
-            }),
+            idle: Mutex::default(),
             config,
         });
         Ok(Self(inner))
@@ -172,6 +176,12 @@ impl Instance {
     #[must_use]
     pub fn queued(&self) -> u32 {
         self.0.queued.load(Ordering::SeqCst)
+    }
+
+    /// Whether both are the same instance, and not one that was started under the same id.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Totals since the start.
@@ -262,7 +272,7 @@ impl Inner {
         }
     }
 
-    fn idle_sandboxes(&self) -> std::sync::MutexGuard<'_, Vec<IdleSandbox>> {
+    fn idle_sandboxes(&self) -> std::sync::MutexGuard<'_, Idle> {
         // A list of whole sandboxes: usable whatever panicked.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -272,14 +282,22 @@ impl Inner {
         if self.config.reuse.max_requests <= 1 {
             return None;
         }
-        self.idle_sandboxes().pop().map(|idle| idle.sandbox)
+        self.idle_sandboxes().sandboxes.pop().map(|idle| idle.sandbox)
     }
 
     /// Keeps a sandbox for another request, or ends it.
-    pub(crate) fn recycle(&self, sandbox: Sandbox) {
-        if sandbox.requests < self.config.reuse.max_requests && !self.draining.load(Ordering::SeqCst) {
-            self.idle_sandboxes().push(IdleSandbox { sandbox, since: Instant::now() });
+    pub(crate) fn recycle(self: &Arc<Self>, sandbox: Sandbox) {
+        if sandbox.requests >= self.config.reuse.max_requests || self.draining.load(Ordering::SeqCst) {
+            return;
         }
+        let mut idle = self.idle_sandboxes();
+        if idle.sweeper.is_none() {
+            // A body that is dropped outside of any task may end a request; then nobody would sweep.
+            let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+            let after = Duration::from(self.config.reuse.idle_ms).max(Duration::from_millis(10));
+            idle.sweeper = Some(AbortOnDropHandle::new(runtime.spawn(sweep(Arc::downgrade(self), after))));
+        }
+        idle.sandboxes.push(IdleSandbox { sandbox, since: Instant::now() });
     }
 }
 
@@ -291,9 +309,16 @@ async fn sweep(inner: Weak<Inner>, idle: Duration) {
         let now = Instant::now();
         let mut kept = inner.idle_sandboxes();
         // The oldest are first: the newest are taken from the end.
-        let expired = kept.iter().take_while(|s| now.saturating_duration_since(s.since) >= idle).count();
-        let ended: Vec<_> = kept.drain(..expired).collect();
+        let expired = kept.sandboxes.iter().take_while(|s| now.saturating_duration_since(s.since) >= idle).count();
+        let ended: Vec<_> = kept.sandboxes.drain(..expired).collect();
+        let last = kept.sandboxes.is_empty();
+        if last {
+            kept.sweeper = None;
+        }
         drop(kept);
         drop(ended);
+        if last {
+            return;
+        }
     }
 }

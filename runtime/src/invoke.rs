@@ -25,7 +25,7 @@ use wasmtime_wasi_http::{WasiBody, WasiHttpView, p3};
 
 use crate::body::{GuestBody, RequestBody, ResponseBody, UploadBody, WatchedBody};
 use crate::crowd;
-use crate::error::InvokeError;
+use crate::error::{InvokeError, LoadError};
 use crate::instance::{Inner, Ticket};
 use crate::limits::{CpuMeter, Limit};
 use crate::logs::SandboxLog;
@@ -338,6 +338,7 @@ pub(crate) async fn new_sandbox(
     Sandbox::new(inner, Arc::clone(meter), Arc::clone(log)).await.map_err(|why| match why {
         NoSandbox::Limit(limit) => no_memory(inner, limit),
         NoSandbox::Guest(e) => explain(inner, meter, None, &e),
+        NoSandbox::Code(e) => no_code(&e),
     })
 }
 
@@ -464,6 +465,17 @@ fn of_trap(error: &wasmtime::Error) -> Option<Limit> {
         Some(Limit::Tables)
     } else {
         None
+    }
+}
+
+/// The component's code could not be mapped; another host may have it.
+fn no_code(error: &LoadError) -> Failure {
+    Failure {
+        kind: ProblemKind::Unavailable,
+        limit: None,
+        not_started: true,
+        detail: "the app's code is not ready on this host".into(),
+        reason: Some(error.to_string()),
     }
 }
 

@@ -2,13 +2,14 @@
 //!
 //! The only user of wasmtime. It sits at the end of the request flow (`hostd::ingress` ->
 //! [`Instance::handle`] -> guest -> services) and of the intent flow (`hostd::reconcile` ->
-//! [`CodeCache::compile`]; a worker's [`Runtime::load`] -> [`Runtime::start`]). It owns no storage, no listener and
+//! [`CodeCache::compile`]; a worker's [`Runtime::start`]). It owns no storage, no listener and
 //! no configuration file. The host daemon has the cache of code and the network, workers have the sandboxes.
 
 mod artifact;
 mod body;
 mod budget;
 mod cache;
+mod code;
 mod compile;
 mod config;
 mod crowd;
@@ -18,6 +19,7 @@ mod error;
 mod instance;
 mod invoke;
 mod limits;
+mod link;
 mod logs;
 mod metered;
 mod runtime;
@@ -27,12 +29,13 @@ mod usage;
 
 pub use body::{BodyError, BoxError, RequestBody, ResponseBody};
 pub use cache::{CodeCache, CodeSource};
+pub use code::CodeUsage;
 pub use compile::{CONFINEMENT_PREFIX, compile_child, compile_to, limit_compiler};
 pub use config::{CompilerCommand, InstanceSetup, PoolConfig, RuntimeConfig};
 pub use egress::{DialError, Dialer, NetworkDialer, check_outbound_ca, outbound_allows};
 pub use error::{CompileError, InvokeError, LoadError, RuntimeError, StartError};
 pub use instance::Instance;
-pub use runtime::{Code, Runtime};
+pub use runtime::Runtime;
 pub use services::{AccessService, KeyValueService, LogSink, Services};
 
 #[cfg(test)]

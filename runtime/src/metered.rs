@@ -163,12 +163,19 @@ fn values(name: &str, values: &[Vec<u8>]) -> u64 {
 }
 
 /// Links again what makes the host hold more, on top of what `wasmtime-wasi-http` linked.
-pub(crate) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+pub(crate) fn link_p2(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     let mut types = linker.instance(P2_TYPES)?;
     p2_fields(&mut types)?;
     p2_requests(&mut types)?;
     p2_bodies(&mut types)?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// The same for WASI 0.3.
+pub(crate) fn link_p3(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
     let mut types = linker.instance(P3_TYPES)?;
     p3_fields(&mut types)?;
     p3_requests(&mut types)?;

@@ -7,14 +7,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use marcato_api::LogStream;
 use wasmtime::component::{Linker, ResourceTable};
-use wasmtime::{PoolConcurrencyLimitError, Store, UpdateDeadline};
+use wasmtime::{Engine, PoolConcurrencyLimitError, Store, UpdateDeadline};
 use wasmtime_wasi::clocks::{HostMonotonicClock, HostWallClock};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView, p2, p3};
 
 use crate::budget::{OverBudget, SandboxAccount};
 use crate::egress::Hooks;
-use crate::engine::Machine;
+use crate::engine::{Dialect, Machine};
+use crate::error::LoadError;
 use crate::instance::Inner;
 use crate::limits::{CpuMeter, Limit, SandboxLimiter, Turn};
 use crate::logs::{GuestStream, SandboxLog};
@@ -43,9 +44,9 @@ const PENDING_PER_REQUEST: usize = 64;
 struct Live(Arc<Machine>);
 
 impl Live {
-    fn new(machine: Arc<Machine>) -> Self {
-        machine.enter();
-        Self(machine)
+    /// Nothing when there are as many as there may be.
+    fn new(machine: &Arc<Machine>) -> Option<Self> {
+        machine.enter().then(|| Self(Arc::clone(machine)))
     }
 }
 
@@ -85,13 +86,16 @@ impl WasiHttpView for Host {
     }
 }
 
-/// Links every interface that the platform has.
-pub(crate) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+/// Links every interface that the platform has in this dialect.
+pub(crate) fn link(linker: &mut Linker<Host>, dialect: Dialect) -> wasmtime::Result<()> {
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
-    wasmtime_wasi::p3::add_to_linker(linker)?;
-    wasmtime_wasi_http::p3::add_to_linker(linker)?;
-    crate::metered::link(linker)?;
+    crate::metered::link_p2(linker)?;
+    if dialect == Dialect::Concurrent {
+        wasmtime_wasi::p3::add_to_linker(linker)?;
+        wasmtime_wasi_http::p3::add_to_linker(linker)?;
+        crate::metered::link_p3(linker)?;
+    }
     crate::services::link(linker)
 }
 
@@ -114,13 +118,17 @@ pub(crate) enum NoSandbox {
     Limit(Limit),
     /// The guest's start-up code failed.
     Guest(wasmtime::Error),
+    /// There is no code to run.
+    Code(Arc<LoadError>),
 }
 
 impl Sandbox {
     /// Makes a store and instantiates the component in it.
     pub(crate) async fn new(inner: &Inner, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -> Result<Self, NoSandbox> {
-        let host = host(inner, meter, log).map_err(|OverBudget(limit)| NoSandbox::Limit(limit))?;
-        let mut store = Store::new(&inner.machine.engine, host);
+        let code = inner.code.get().await.map_err(NoSandbox::Code)?;
+        let live = Live::new(&inner.machine).ok_or(NoSandbox::Limit(Limit::HostSandboxes))?;
+        let host = host(inner, live, meter, log).map_err(|OverBudget(limit)| NoSandbox::Limit(limit))?;
+        let mut store = Store::new(code.pre.engine(), host);
         store.limiter(|host| &mut host.limiter);
         store.set_hostcall_fuel(HOSTCALL_BYTES);
         store.set_max_component_handles(HANDLES);
@@ -136,7 +144,7 @@ impl Sandbox {
             Turn::Exhausted => Err(wasmtime::Error::new(CpuExhausted)),
         });
         inner.counters.sandboxes.fetch_add(1, Ordering::Relaxed);
-        match inner.pre.instantiate(&mut store).await {
+        match code.pre.instantiate(&mut store).await {
             Ok(proxy) => Ok(Self { store, proxy, requests: 0 }),
             Err(e) if e.is::<PoolConcurrencyLimitError>() => Err(NoSandbox::Limit(Limit::HostSandboxes)),
             Err(e) => match store.data_mut().limiter.fired.take() {
@@ -147,7 +155,7 @@ impl Sandbox {
     }
 }
 
-fn host(inner: &Inner, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -> Result<Host, OverBudget> {
+fn host(inner: &Inner, live: Live, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -> Result<Host, OverBudget> {
     let limits = &inner.config.limits;
     // As many as all requests that are in it at once may have.
     let outbound = u64::from(limits.outbound_concurrent) * u64::from(inner.config.reuse.concurrent.max(1));
@@ -191,7 +199,7 @@ fn host(inner: &Inner, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -> Result<Hos
         services: Arc::clone(&inner.services),
         env: Arc::clone(&inner.env),
         ledger,
-        _live: Live::new(Arc::clone(&inner.machine)),
+        _live: live,
     })
 }
 
@@ -243,6 +251,13 @@ pub(crate) enum Proxy {
 }
 
 impl Pre {
+    fn engine(&self) -> &Engine {
+        match self {
+            Self::P2(pre) => pre.engine(),
+            Self::P3(pre) => pre.engine(),
+        }
+    }
+
     async fn instantiate(&self, store: &mut Store<Host>) -> wasmtime::Result<Proxy> {
         Ok(match self {
             Self::P2(pre) => Proxy::P2(pre.instantiate_async(store).await?),

@@ -10,6 +10,7 @@ mod client;
 mod cluster;
 mod load;
 mod process;
+mod soak;
 mod wait;
 
 pub use admin::{Admin, Deploy};
@@ -20,4 +21,5 @@ pub use process::{
     Pid, children, cpu_micros, end, hang_up, is_alive, kill_now, resident_bytes, stop_and_continue, tree,
     tree_resident_bytes,
 };
+pub use soak::{Held, Sample, SoakReport, soak};
 pub use wait::until;

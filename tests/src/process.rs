@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 pub use nix::unistd::Pid;
 
+use crate::soak::Held;
+
 /// The fields of `/proc/PID/stat` after the name, which may itself hold blanks and brackets.
 fn stat(pid: Pid) -> Result<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
@@ -50,6 +52,30 @@ pub fn resident_bytes(pid: Pid) -> Result<u64> {
 /// Resident memory of the process and everything below it, in bytes; shared pages count in each.
 pub fn tree_resident_bytes(of: Pid) -> u64 {
     tree(of).into_iter().filter_map(|pid| resident_bytes(pid).ok()).sum()
+}
+
+/// What a process is called: its verb and who it is, as `hostd h1` or `worker shared`.
+pub(crate) fn name(pid: Pid) -> Result<String> {
+    let line = fs::read(format!("/proc/{pid}/cmdline"))?;
+    let words: Vec<_> = line.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
+    let verb = words.get(1).filter(|w| !w.is_empty()).context("no verb")?;
+    let who = words.windows(2).find(|w| w[0] == "--id" || w[0] == "--name").map_or("", |w| w[1].as_str());
+    Ok(format!("{verb} {who}").trim_end().to_owned())
+}
+
+/// What a process holds, from `/proc`.
+pub(crate) fn held(pid: Pid) -> Result<Held> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let number = |field: &str| -> Result<u64> {
+        let line = status.lines().find_map(|l| l.strip_prefix(field)).context("a field of status")?;
+        Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+    };
+    Ok(Held {
+        resident_bytes: number("VmRSS:")? << 10,
+        private_bytes: number("RssAnon:")? << 10,
+        descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64,
+        threads: number("Threads:")?,
+    })
 }
 
 /// CPU time used so far, user and system, in microseconds (resolution: one clock tick, 10 ms).

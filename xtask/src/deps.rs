@@ -20,6 +20,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ("health", &["marcato-guest"]),
     ("guest-behaviour", &["marcato-guest"]),
     ("guest-async", &["marcato-guest"]),
+    ("guest-hostile", &["marcato-guest"]),
+    ("guest-swarm", &["marcato-guest"]),
     ("marcato-runtime", &["marcato-api"]),
     ("marcato-confine", &["marcato-api"]),
     ("marcato-hostd", &["marcato-runtime", "marcato-confine", "marcato-api", "marcato-socket"]),

@@ -10,8 +10,10 @@ mod deps;
 mod guests;
 mod house;
 mod javascript;
+mod promises;
 mod python;
 mod run;
+mod soak;
 mod test;
 mod up;
 mod wasm_target;
@@ -52,6 +54,12 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Ask a cluster of this build for a million things, good and hostile; print what its processes held.
+    Soak {
+        /// Passed on to `marcato-soak` (for example `-- --requests 20000`).
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -59,8 +67,9 @@ fn main() -> ExitCode {
         Verb::Up { args } => up::up(&args),
         Verb::Test { args } => test::test(&args),
         Verb::Guests => guests::build().map(|built| guests::print(&built)),
-        Verb::Deps => deps::check().and_then(|()| house::check()),
+        Verb::Deps => deps::check().and_then(|()| house::check()).and_then(|()| promises::check()),
         Verb::Bench { args } => bench::bench(&args),
+        Verb::Soak { args } => soak::soak(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::guests::{self, guest_cargo, host_selection, wasm_selection};
 use crate::run::{cargo, run, target_dir};
 use crate::wasm_target::{self, TARGET};
-use crate::{debian, deps, house};
+use crate::{debian, deps, house, promises};
 
 /// Runs every step; with arguments only the tests, passing them on.
 pub(crate) fn test(arguments: &[String]) -> Result<()> {
@@ -22,7 +22,9 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     let begin = Instant::now();
     step("set-up", set_up)?;
     step("format", || run(cargo().args(["fmt", "--all", "--check"])))?;
-    step("import table and house rules", || deps::check().and_then(|()| house::check()))?;
+    step("import table and house rules", || {
+        deps::check().and_then(|()| house::check()).and_then(|()| promises::check())
+    })?;
     step("guests", build_guests)?;
     step("clippy of guests", clippy_guests)?;
     step("clippy", || {

@@ -138,6 +138,8 @@ pub(crate) enum Ask {
     Connect { instance: InstanceId, host: String, port: u16, ticket: u64 },
     /// Lines of guests. Answer: none.
     Lines(Vec<Line>),
+    /// How things stood at the end of a worker that was told to stop. Answer: `Done`.
+    Last(Box<Report>),
 }
 
 /// What a worker says of itself at its start.

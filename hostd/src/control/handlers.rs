@@ -10,7 +10,7 @@ use axum::routing::{get, post, put};
 use http::{HeaderMap, Method, Response, Uri};
 use marcato_api::{
     AccessRequest, AppName, HostApi, HostConfig, KeyValueRequest, LogCursor, LogQuery, Millis, NewCertificate, Problem,
-    ProblemKind, host_paths,
+    ProblemKind, UsageCursor, host_paths,
 };
 use serde::Deserialize;
 
@@ -26,6 +26,8 @@ const CALL_BYTES: usize = 64 << 20;
 const RESTORE_BYTES: usize = 1 << 30;
 /// A certificate chain.
 const CERTIFICATE_BYTES: usize = 64 << 10;
+/// Hours of a page when the query does not say; the ledger gives no more than it likes.
+const USAGE_HOURS: u32 = 1000;
 /// Lines of a page when the query does not say.
 const LOG_LINES: u32 = 1000;
 
@@ -36,6 +38,7 @@ pub(crate) fn routes(node: Arc<Node>) -> Router {
         .route(host_paths::INVENTORY, get(inventory))
         .route("/v1/components/{digest}", put(put_component))
         .route(host_paths::LOGS, get(logs))
+        .route(host_paths::USAGE, get(usage))
         .route("/v1/services/{id}/access", post(access))
         .route("/v1/services/{id}/keyvalue", post(keyvalue))
         .route("/v1/services/{id}/backup", get(backup).put(restore))
@@ -102,6 +105,20 @@ async fn logs(State(node): State<Arc<Node>>, uri: Uri) -> Reply {
         return Err(Failure(Problem::new(ProblemKind::Invalid, "expected 1 to 10,000").with_field("limit")));
     }
     reply::json(&node.logs(LogQuery { app: wish.app, after, wait_ms: wish.wait_ms, limit }).await?)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UsageParameters {
+    after: Option<String>,
+    limit: Option<u32>,
+}
+
+async fn usage(State(node): State<Arc<Node>>, uri: Uri) -> Reply {
+    let Query(wish) =
+        Query::<UsageParameters>::try_from_uri(&uri).map_err(|e| fail(ProblemKind::Invalid, e.body_text()))?;
+    let after = wish.after.map_or(Ok(UsageCursor::START), |text| parse("after", &text))?;
+    reply::json(&node.usage(after, wish.limit.unwrap_or(USAGE_HOURS)).await?)
 }
 
 async fn access(State(node): State<Arc<Node>>, Path(id): Path<String>, headers: HeaderMap, body: Body) -> Reply {

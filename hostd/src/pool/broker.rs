@@ -67,6 +67,10 @@ impl Broker {
                 }
                 AskAnswer::Connected(self.connect(&instance, &host, port, ticket).await)
             }
+            Ask::Last(report) => {
+                self.worker.take(*report);
+                AskAnswer::Done
+            }
             Ask::Lines(lines) => {
                 self.lines(&lines);
                 AskAnswer::Done

@@ -18,17 +18,19 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use marcato_api::{Bytes, Digest, HostAddress, HostUsage, InstanceId, IsolationClass, WorkerStatus};
+use marcato_api::{Bytes, Digest, HostAddress, HostUsage, InstanceId, IsolationClass, OrgName, WorkerStatus};
 use marcato_runtime::{CodeCache, Dialer, LogSink, Services};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::worker::Seat;
 pub(crate) use self::worker::{InstanceState, Worker};
 use crate::channel::{IngressNumbers, IngressTls, NotStarted, StartOrder};
 use crate::durable;
 use crate::listen;
+use crate::usage::{Meter, UsageLedger};
 
 /// How long the end of a worker is waited for beyond its drain time.
 const END: Duration = Duration::from_secs(2);
@@ -61,11 +63,14 @@ pub(crate) struct Settings {
     pub(crate) wake_components: Arc<Notify>,
     /// Woken when a worker was started anew.
     pub(crate) wake_instances: Arc<Notify>,
+    /// What instances used goes there.
+    pub(crate) usage: UsageLedger,
 }
 
 /// An instance to run, with what the daemon keeps of it.
 pub(crate) struct Placement {
     pub(crate) order: StartOrder,
+    pub(crate) org: OrgName,
     pub(crate) services: Services,
     pub(crate) logs: Arc<dyn LogSink>,
 }
@@ -143,8 +148,9 @@ impl Pool {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&dir)?;
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755))?;
         let number = inner.numbers.fetch_add(1, Ordering::Relaxed);
+        let seat = Seat { number, address, ingress, file, dir };
         let tls = lock(&inner.tls).clone();
-        let worker = Worker::new(name, number, class, address, ingress, file, dir, tls);
+        let worker = Worker::new(name, class, seat, tls, Meter::new(inner.settings.usage.clone()));
         inner.tasks.spawn(process::conduct(Arc::clone(&worker), Arc::clone(&inner.settings), inner.stop.clone()));
         Ok(worker)
     }

@@ -81,14 +81,14 @@ struct Started {
 fn start(worker: &Worker, settings: &Settings) -> io::Result<Started> {
     let (mut channel, their_channel) = StdStream::pair()?;
     let (sockets, their_sockets) = StdDatagram::pair()?;
-    let ingress: OwnedFd = worker.ingress.as_fd().try_clone_to_owned()?;
+    let ingress: OwnedFd = worker.seat.ingress.as_fd().try_clone_to_owned()?;
     let mut command = std::process::Command::new(&settings.command.program);
     command
         .args(&settings.command.args)
         .env_clear()
         .envs(settings.command.env.iter().map(|(k, v)| (k, v)))
-        .env(DIR_VAR, &worker.dir)
-        .env(NUMBER_VAR, worker.number.to_string())
+        .env(DIR_VAR, &worker.seat.dir)
+        .env(NUMBER_VAR, worker.seat.number.to_string())
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null());

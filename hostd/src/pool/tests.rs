@@ -58,12 +58,14 @@ async fn fixture() -> Fixture {
         dialer: Arc::new(NetworkDialer { allow_private: false }),
         wake_components: Arc::default(),
         wake_instances: Arc::default(),
+        usage: UsageLedger::open(&dir.path().join("usage.sqlite")).unwrap(),
     };
     let socket = dir.path().join("i.sock");
     let ingress = UnixListener::bind(&socket).unwrap();
     let address = HostAddress::Unix(socket);
     let folder = dir.path().join("w");
-    let worker = Worker::new("shared", 0, IsolationClass::Shared, address, ingress.into(), None, folder, None);
+    let seat = Seat { number: 0, address, ingress: ingress.into(), file: None, dir: folder };
+    let worker = Worker::new("shared", IsolationClass::Shared, seat, None, Meter::new(settings.usage.clone()));
     let kept = Arc::new(Kept::default());
     let order = StartOrder {
         id: id("own-1"),
@@ -79,7 +81,7 @@ async fn fixture() -> Fixture {
     };
     let mut services = Services::default();
     services.keyvalue.insert("default".into(), Arc::new(Nothing));
-    worker.expect(vec![Placement { order, services, logs: kept.clone() }]);
+    worker.expect(vec![Placement { order, org: OrgName::default_org(), services, logs: kept.clone() }]);
     let (sockets, _) = UnixDatagram::pair().unwrap();
     let sockets = SocketSender::new(sockets).unwrap();
     let broker = Broker::new(worker, Arc::new(settings), sockets, oneshot::channel().0);

@@ -19,6 +19,7 @@ use crate::channel::{
     Asks, IngressNumbers, IngressTls, NotStarted, Order, OrderAnswer, Orders, Peer, Report, StartOrder,
 };
 use crate::listen::SocketFile;
+use crate::usage::Meter;
 
 /// For a report.
 const REPORT_WITHIN: Duration = Duration::from_secs(1);
@@ -62,7 +63,6 @@ pub(crate) struct InstanceState {
     pub(crate) failed: Option<String>,
 }
 
-#[derive(Default)]
 struct State {
     entries: HashMap<InstanceId, Entry>,
     report: Report,
@@ -72,17 +72,29 @@ struct State {
     confinement: ConfinementReport,
     open: bool,
     tls: Option<IngressTls>,
+    meter: Meter,
+}
+
+/// Where a worker sits on its host.
+pub(super) struct Seat {
+    /// Tells its user from those of other workers.
+    pub(super) number: u16,
+    /// Where its instances take requests.
+    pub(super) address: HostAddress,
+    /// The socket that listens there, which each process gets.
+    pub(super) ingress: OwnedFd,
+    /// That socket's file, which goes with the worker.
+    #[expect(dead_code, reason = "held for its end, which removes the file")]
+    pub(super) file: Option<SocketFile>,
+    /// Its folder, with the code of its instances.
+    pub(super) dir: PathBuf,
 }
 
 /// See the module.
 pub(crate) struct Worker {
     name: String,
-    pub(super) number: u16,
     class: IsolationClass,
-    address: HostAddress,
-    pub(super) ingress: OwnedFd,
-    _file: Option<SocketFile>,
-    pub(super) dir: PathBuf,
+    pub(super) seat: Seat,
     state: Mutex<State>,
     link: watch::Sender<Option<Link>>,
     /// It should drain and end.
@@ -101,23 +113,25 @@ fn sum(a: InstanceCounters, b: InstanceCounters) -> InstanceCounters {
 impl Worker {
     pub(super) fn new(
         name: &str,
-        number: u16,
         class: IsolationClass,
-        address: HostAddress,
-        ingress: OwnedFd,
-        file: Option<SocketFile>,
-        dir: PathBuf,
+        seat: Seat,
         tls: Option<IngressTls>,
+        meter: Meter,
     ) -> Arc<Self> {
         Arc::new(Self {
             name: name.to_owned(),
-            number,
             class,
-            address,
-            ingress,
-            _file: file,
-            dir,
-            state: Mutex::new(State { tls, ..State::default() }),
+            seat,
+            state: Mutex::new(State {
+                entries: HashMap::new(),
+                report: Report::default(),
+                past: IngressNumbers::default(),
+                restarts: 0,
+                confinement: ConfinementReport::default(),
+                open: false,
+                tls,
+                meter,
+            }),
             link: watch::Sender::new(None),
             ending: CancellationToken::new(),
         })
@@ -129,7 +143,7 @@ impl Worker {
 
     /// Where its instances take requests.
     pub(crate) fn address(&self) -> &HostAddress {
-        &self.address
+        &self.seat.address
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -186,6 +200,7 @@ impl Worker {
         state.restarts = state.restarts.saturating_add(1);
         let report = std::mem::take(&mut state.report);
         super::add(&mut state.past, report.ingress);
+        state.meter.died();
         // Those that drained had no more to do than what was cut off.
         state.entries.retain(|_, e| !e.draining);
         for entry in state.entries.values_mut() {
@@ -206,6 +221,7 @@ impl Worker {
         for (order, result) in orders.iter().zip(&results) {
             if result.is_err() {
                 state.entries.remove(&order.id);
+                state.meter.remove(&order.id);
             }
         }
         results
@@ -214,9 +230,10 @@ impl Worker {
     /// Has these run in the present process, once they were started, and in each that follows.
     pub(super) fn expect(&self, placements: Vec<Placement>) {
         let mut state = self.state();
-        for Placement { order, services, logs } in placements {
+        for Placement { order, org, services, logs } in placements {
             let (now, before) = (InstanceState::default(), InstanceCounters::default());
             let id = order.id.clone();
+            state.meter.expect(&id, &order.app, &org);
             let entry = Entry { order, services, logs, draining: false, failed: None, now, before };
             state.entries.insert(id, entry);
         }
@@ -256,7 +273,11 @@ impl Worker {
     }
 
     pub(crate) fn remove(self: &Arc<Self>, id: &InstanceId) {
-        self.state().entries.remove(id);
+        {
+            let mut state = self.state();
+            state.entries.remove(id);
+            state.meter.remove(id);
+        }
         self.send(Order::Remove(id.clone()));
     }
 
@@ -282,8 +303,10 @@ impl Worker {
         }
     }
 
-    fn take(&self, mut report: Report) {
+    /// Takes over what a process says of itself.
+    pub(super) fn take(&self, mut report: Report) {
         let mut state = self.state();
+        state.meter.hear(&report.instances, jiff::Timestamp::now());
         for one in std::mem::take(&mut report.instances) {
             if let Some(entry) = state.entries.get_mut(&one.id) {
                 entry.now = InstanceState {
@@ -345,7 +368,7 @@ impl Worker {
 
     /// The file of this code in the worker's folder.
     pub(super) fn code_file(&self, digest: &Digest) -> PathBuf {
-        self.dir.join(format!("{}.cwasm", digest.hex()))
+        self.seat.dir.join(format!("{}.cwasm", digest.hex()))
     }
 
     pub(super) fn forget(&self, digest: &Digest) {

@@ -81,6 +81,9 @@ pub(crate) struct Instances {
     placed: HashMap<InstanceId, Placed>,
 }
 
+/// An instance to place, with the services that it is bound to.
+type Batched<'a> = (&'a InstanceSpec, Vec<ServiceSpec>, Placement);
+
 /// What [`Instances`] works with.
 pub(crate) struct InstancesSetup {
     pub(crate) own: HostId,
@@ -198,7 +201,12 @@ impl Instances {
             budget: spec.budget,
             bindings,
         };
-        Ok(Placement { order, services, logs: self.with.logs.sink(&spec.app, spec.revision, &spec.id) })
+        Ok(Placement {
+            order,
+            org: spec.org.clone(),
+            services,
+            logs: self.with.logs.sink(&spec.app, spec.revision, &spec.id),
+        })
     }
 
     fn not_compiled(&self, digest: &Digest) -> Standing {
@@ -227,7 +235,7 @@ impl Instances {
 
     /// Additions, and another try for what failed.
     async fn add(&mut self, config: &HostConfig) {
-        let mut batches: BTreeMap<String, Vec<(&InstanceSpec, Vec<ServiceSpec>, Placement)>> = BTreeMap::new();
+        let mut batches: BTreeMap<String, Vec<Batched<'_>>> = BTreeMap::new();
         for spec in &config.instances {
             if self.stands(&spec.id) {
                 continue;

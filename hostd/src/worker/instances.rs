@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use marcato_api::{Digest, InstanceId};
-use marcato_runtime::{Code, Instance, InstanceSetup, LoadError, Runtime};
+use marcato_api::InstanceId;
+use marcato_runtime::{Instance, InstanceSetup, Runtime};
 
 use super::host::{self, HostLogs, HostPeer};
 use crate::channel::{IngressNumbers, InstanceReport, NotStarted, Report, StartOrder};
@@ -48,14 +48,12 @@ pub(super) struct Instances {
     logs: HostLogs,
     map: Arc<InstanceMap>,
     numbers: Arc<Numbers>,
-    codes: Mutex<HashMap<Digest, Code>>,
     /// Also those that drain, until they are idle: what they do is still reported.
     live: Mutex<HashMap<InstanceId, Live>>,
 }
 
 struct Live {
     id: InstanceId,
-    digest: Digest,
     instance: Instance,
     removed: bool,
 }
@@ -67,15 +65,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Instances {
     pub(super) fn new(runtime: Runtime, peer: HostPeer, logs: HostLogs) -> Self {
-        Self {
-            runtime,
-            peer,
-            logs,
-            map: Arc::default(),
-            numbers: Arc::default(),
-            codes: Mutex::default(),
-            live: Mutex::default(),
-        }
+        Self { runtime, peer, logs, map: Arc::default(), numbers: Arc::default(), live: Mutex::default() }
     }
 
     pub(super) fn map(&self) -> Arc<InstanceMap> {
@@ -87,11 +77,11 @@ impl Instances {
     }
 
     /// Starts instances; one of the same id is drained and replaced.
-    pub(super) async fn start(&self, orders: Vec<StartOrder>) -> Vec<Result<(), NotStarted>> {
+    pub(super) fn start(&self, orders: Vec<StartOrder>) -> Vec<Result<(), NotStarted>> {
         let mut started = Vec::new();
         let mut results = Vec::with_capacity(orders.len());
         for order in orders {
-            results.push(match self.start_one(order).await {
+            results.push(match self.start_one(order) {
                 Ok(one) => {
                     started.push(one);
                     Ok(())
@@ -103,8 +93,7 @@ impl Instances {
         results
     }
 
-    async fn start_one(&self, order: StartOrder) -> Result<Live, NotStarted> {
-        let code = self.code(&order.digest).await?;
+    fn start_one(&self, order: StartOrder) -> Result<Live, NotStarted> {
         let StartOrder { id, app, revision, config, budget, bindings, digest, .. } = order;
         let setup = InstanceSetup {
             services: host::services(&self.peer, &id, bindings),
@@ -115,25 +104,8 @@ impl Instances {
             config,
             budget,
         };
-        let instance = self.runtime.start(setup, &code).map_err(|e| NotStarted::Reason(chain(&e)))?;
-        Ok(Live { id, digest, instance, removed: false })
-    }
-
-    async fn code(&self, digest: &Digest) -> Result<Code, NotStarted> {
-        if let Some(code) = lock(&self.codes).get(digest) {
-            return Ok(code.clone());
-        }
-        match self.runtime.load(digest).await {
-            Ok(code) => {
-                lock(&self.codes).insert(digest.clone(), code.clone());
-                Ok(code)
-            }
-            Err(error @ (LoadError::NotCompiled(_) | LoadError::Tampered { .. } | LoadError::Read(_))) => {
-                tracing::warn!(%digest, error = %chain(&error), "code cannot be loaded");
-                Err(NotStarted::Code)
-            }
-            Err(error) => Err(NotStarted::Reason(chain(&error))),
-        }
+        let instance = self.runtime.start(setup, &digest).map_err(|e| NotStarted::Reason(chain(&e)))?;
+        Ok(Live { id, instance, removed: false })
     }
 
     fn put(&self, started: Vec<Live>) {
@@ -165,9 +137,6 @@ impl Instances {
         let mut map = HashMap::clone(&self.map.load());
         map.remove(id.as_str());
         self.map.store(Arc::new(map));
-        let used: std::collections::HashSet<Digest> =
-            live.values().filter(|l| !l.removed).map(|l| l.digest.clone()).collect();
-        lock(&self.codes).retain(|digest, _| used.contains(digest));
     }
 
     /// How things stand. Instances that were removed and are idle are in it a last time.

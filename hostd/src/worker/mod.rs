@@ -39,6 +39,8 @@ use crate::tls::{self, Certificate, Shown, TlsError};
 
 /// For requests in flight at the end.
 pub(crate) const DRAIN: Duration = Duration::from_secs(10);
+/// How long a worker that ends tells how things stood.
+const LAST_WORD: Duration = Duration::from_secs(1);
 const INGRESS: Bounds = Bounds { name: "ingress", connections: 16_384, drain: DRAIN };
 
 /// Descriptors that a worker gets, by number.
@@ -195,6 +197,9 @@ pub async fn run(prepared: Prepared, threads: Vec<Handle>) -> Result<(), WorkerE
         };
         tracing::info!(worker = %setup.worker, "ingress opens");
         serve(listener, security, INGRESS, handler, Threads::new(threads), worker.stop.clone()).await;
+        // What its last requests used counts too.
+        let last = Ask::Last(Box::new(instances.report()));
+        drop(tokio::time::timeout(LAST_WORD, worker.peer.call(&last)).await);
     };
     // Without its daemon it has neither services nor anybody who tells it what to run.
     let served = gone.run_until_cancelled(serving).await;
@@ -218,7 +223,7 @@ impl Worker {
         // The daemon sends nothing before it was told that the worker is ready.
         let Some(instances) = self.instances.get() else { return OrderAnswer::Done };
         match order {
-            Order::Start(orders) => return OrderAnswer::Started(instances.start(orders).await),
+            Order::Start(orders) => return OrderAnswer::Started(instances.start(orders)),
             Order::Drain(id) => instances.drain(&id),
             Order::Remove(id) => instances.remove(&id),
             Order::Open => self.open.notify_one(),

@@ -27,6 +27,7 @@ use crate::observed::ObservedCell;
 use crate::state::{Deed, SealError, SealKey, State, StateError, TokenRecord};
 use crate::store::{SqliteStore, Store, StoreError};
 use crate::tls::{self, ReloadingCert};
+use crate::usage::{UsageError, UsageStore};
 
 /// The name of the token that the first start makes.
 const FIRST_TOKEN: &str = "admin";
@@ -36,7 +37,7 @@ const RENEW_EVERY: Duration = Duration::from_secs(3_600);
 /// What the control plane needs to know.
 #[derive(Debug, Clone)]
 pub struct ControlConfig {
-    /// Where everything is kept: `state.sqlite`, `components/`, `ca.*`, `tls/`, `admin-tls/`, `identity/`, `seal.key`, `admin.token`.
+    /// Where everything is kept: `state.sqlite`, `usage.sqlite`, `components/`, `ca.*`, `tls/`, `admin-tls/`, `identity/`, `seal.key`, `admin.token`.
     pub data_dir: PathBuf,
     /// Apps answer at `{app}.{cluster_domain}` unless they have their own routes.
     pub cluster_domain: String,
@@ -65,6 +66,9 @@ pub enum ControlError {
     /// The sealing key cannot be had.
     #[error("secrets cannot be sealed")]
     Seal(#[from] SealError),
+    /// Usage cannot be kept.
+    #[error("usage cannot be kept")]
+    Usage(#[from] UsageError),
     /// Components cannot be kept.
     #[error("components cannot be kept")]
     Blobs(#[from] BlobError),
@@ -84,6 +88,7 @@ pub struct Control {
     config: ControlConfig,
     state: State,
     blobs: Blobs,
+    usage: UsageStore,
     observed: Arc<ObservedCell>,
     authority: Arc<Authority>,
     upstream: Arc<rustls::ClientConfig>,
@@ -104,6 +109,7 @@ struct Opened {
     store: SqliteStore,
     seal: SealKey,
     blobs: Blobs,
+    usage: UsageStore,
     authority: Authority,
     upstream: Arc<rustls::ClientConfig>,
     public: ReloadingCert,
@@ -155,6 +161,7 @@ fn open_files(config: &ControlConfig) -> Result<Opened, ControlError> {
         store: SqliteStore::open(&dir.join("state.sqlite"))?,
         seal: SealKey::ensure(&dir.join("seal.key"))?,
         blobs: Blobs::local(&dir.join("components"))?,
+        usage: UsageStore::open(&dir.join("usage.sqlite"))?,
         upstream: tls::upstream(&authority, Arc::clone(&router))?,
         public: ReloadingCert::load(leafs.public)?,
         admin: ReloadingCert::load(leafs.admin)?,
@@ -178,6 +185,7 @@ impl Control {
         Ok(Self {
             state,
             blobs: opened.blobs,
+            usage: opened.usage,
             observed: Arc::new(ObservedCell::new()),
             authority: Arc::new(opened.authority),
             hosts: HostClients::new(Arc::clone(&opened.upstream)),
@@ -206,6 +214,12 @@ impl Control {
     #[must_use]
     pub fn blobs(&self) -> &Blobs {
         &self.blobs
+    }
+
+    /// What apps used; the tasks write it.
+    #[must_use]
+    pub fn usage(&self) -> &UsageStore {
+        &self.usage
     }
 
     /// What hosts last said; the tasks write it.
@@ -269,6 +283,7 @@ impl Control {
             state: self.state.clone(),
             blobs: self.blobs.clone(),
             observed: Arc::clone(&self.observed),
+            usage: self.usage.clone(),
             authority: Arc::clone(&self.authority),
             hosts: self.hosts.clone(),
             domain: self.config.cluster_domain.clone(),

@@ -17,6 +17,7 @@ mod state;
 mod store;
 mod tasks;
 mod tls;
+mod usage;
 
 pub use blobs::{BlobError, Blobs};
 pub use ca::{Authority, CaError, Leaf};
@@ -25,11 +26,12 @@ pub use files::FileError;
 pub use hosts::HostClients;
 pub use observed::{Observed, ObservedCell, ObservedHost};
 pub use state::{
-    ComponentRecord, Deed, Desired, HostRecord, JoinOutcome, JoinTokenRecord, RevisionDraft, SealError, SealKey,
-    ServiceRecord, State, StateError, StateResult, TokenRecord,
+    ComponentRecord, Deed, Desired, HostRecord, JoinOutcome, JoinTokenRecord, Policies, PolicyRecord, RevisionDraft,
+    SealError, SealKey, ServiceRecord, State, StateError, StateResult, TokenRecord,
 };
 pub use store::{
     Change, Check, Expected, Listing, Order, SqliteStore, Store, StoreError, StoreResult, Txn, Versioned, Wish, Write,
 };
 pub use tasks::{Tasks, spawn as spawn_tasks};
 pub use tls::ReloadingCert;
+pub use usage::{UsageError, UsageStore};

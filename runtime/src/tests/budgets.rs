@@ -103,19 +103,15 @@ async fn a_response_comes_in_time_and_does_not_stall() {
 }
 
 #[tokio::test]
-async fn a_component_that_never_fits_does_not_start() {
+async fn a_component_that_never_fits_is_told_apart_from_a_full_host() {
     let f = Fixture::new();
+    let neighbour = neighbour(&f).await;
     let small = config(|c| c.limits.memory_bytes = ByteCount::mib(1));
-    let big = guests::handler(32, "unreachable");
-    match f.start_as("app", &big, small, AppBudget::default()).await {
-        Err(e @ StartError::TooSmall { field: "limits.memory_bytes", .. }) => {
-            assert!(e.to_string().contains("limits.memory_bytes (1 MiB) is less than the 2 MiB"), "{e}");
-        }
-        other => panic!("{other:?}"),
-    }
-    let budget = AppBudget { app_memory_bytes: Some(ByteCount::mib(1)), ..AppBudget::default() };
-    let refused = f.start_as("app", &big, RevisionConfig::default(), budget).await;
-    assert!(matches!(refused, Err(StartError::TooSmall { field: "app_memory_bytes", .. })), "{refused:?}");
+    let big = f.start(&guests::handler(32, "unreachable"), small).await;
+    let error = big.handle(request()).await.map(drop).expect_err("no sandbox");
+    assert_eq!((error.kind, error.not_started), (ProblemKind::GuestFailed, false), "another host would not help");
+    assert!(f.logged("limit memory_bytes (1 MiB) reached: no sandbox could be made"));
+    goes_on(&neighbour).await;
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The runtime as a whole, with real guests in real sandboxes.
 
 mod budgets;
+mod code;
 mod guests;
 
 use std::io::Write as _;
@@ -82,17 +83,20 @@ impl Fixture {
         budget: AppBudget,
     ) -> Result<Instance, StartError> {
         let digest = self.cache.compile_here(component).expect("compiles");
-        let code = self.runtime.load(&digest).await.expect("loads");
-        let setup = InstanceSetup {
+        self.runtime
+            .start(InstanceSetup { app: AppName::new(app).expect("a name"), budget, ..self.setup(config) }, &digest)
+    }
+
+    fn setup(&self, config: RevisionConfig) -> InstanceSetup {
+        InstanceSetup {
             id: InstanceId::new("app-r1-0").expect("an id"),
-            app: AppName::new(app).expect("a name"),
+            app: AppName::new("app").expect("a name"),
             revision: RevisionNumber(1),
             config,
-            budget,
+            budget: AppBudget::default(),
             services: Services::default(),
             logs: Arc::clone(&self.lines) as Arc<dyn LogSink>,
-        };
-        self.runtime.start(setup, &code)
+        }
     }
 
     fn logged(&self, text: &str) -> bool {
@@ -413,14 +417,14 @@ async fn request_bodies_over_the_limit_are_refused() {
 async fn what_does_not_link_is_told_in_words() {
     let f = Fixture::new();
     let digest = f.cache.compile_here(&guests::alien()).expect("compiles");
-    match f.runtime.load(&digest).await {
+    match f.runtime.check(&digest).await {
         Err(LoadError::MissingImport { import, .. }) => assert_eq!(import, "acme:rocket/launch@1.0.0"),
         other => panic!("{other:?}"),
     }
     let digest = f.cache.compile_here(&guests::empty()).expect("compiles");
-    assert!(matches!(f.runtime.load(&digest).await, Err(LoadError::NoHandler)));
+    assert!(matches!(f.runtime.check(&digest).await, Err(LoadError::NoHandler)));
     let unknown = Digest::of(b"never seen");
-    assert!(matches!(f.runtime.load(&unknown).await, Err(LoadError::NotCompiled(_))));
+    assert!(matches!(f.runtime.check(&unknown).await, Err(LoadError::NotCompiled(_))));
 }
 
 #[tokio::test]
@@ -440,26 +444,40 @@ async fn changed_code_is_refused() {
     unsigned.truncate(good.len() - 40);
     for bad in [flipped, unsigned, good[..20].to_vec(), Vec::new(), b"MARCATO1".repeat(100)] {
         std::fs::write(&path, &bad).expect("writable");
-        assert!(matches!(f.runtime.load(&digest).await, Err(LoadError::Tampered { .. })));
+        assert!(matches!(f.runtime.check(&digest).await, Err(LoadError::Tampered { .. })));
         assert!(!f.cache.is_compiled(&digest), "a refused file is removed");
     }
     // What was found right once is looked at again when the file changes.
     std::fs::write(&path, &good).expect("writable");
-    f.runtime.load(&digest).await.expect("as it was");
-    f.runtime.load(&digest).await.expect("still");
+    f.runtime.check(&digest).await.expect("as it was");
+    f.runtime.check(&digest).await.expect("still");
     let mut longer = good.clone();
     longer.push(0);
     let fresh = cache.join("fresh");
     std::fs::write(&fresh, &longer).expect("writable");
     std::fs::rename(&fresh, &path).expect("renamed");
-    assert!(matches!(f.runtime.load(&digest).await, Err(LoadError::Tampered { .. })));
+    assert!(matches!(f.runtime.check(&digest).await, Err(LoadError::Tampered { .. })));
+    // What was verified before a restart is known after it, while the file stays as it was; a note of other bytes is nothing.
+    std::fs::write(&path, &good).expect("writable");
+    f.runtime.check(&digest).await.expect("as it was");
+    let note = path.with_extension("seen");
+    let said = std::fs::read(&note).expect("a note");
+    let again = || CodeCache::open(&cache, compiler()).expect("the cache");
+    again().verified(&digest).await.expect("known");
+    std::fs::write(&note, b"anything").expect("writable");
+    again().verified(&digest).await.expect("read again");
+    assert_eq!(std::fs::read(&note).expect("a note"), said);
+    let mut flipped = good.clone();
+    flipped[good.len() / 2] ^= 1;
+    std::fs::write(&path, &flipped).expect("writable");
+    assert!(matches!(again().verified(&digest).await, Err(LoadError::Tampered { .. })));
     // The code of one component is not the code of another.
     std::fs::write(&path, &good).expect("writable");
-    f.runtime.load(&digest).await.expect("as it was");
+    f.runtime.check(&digest).await.expect("as it was");
     let other = f.cache.compile_here(&guests::trap()).expect("compiles");
     let other_path = cache.join(path.file_name().expect("a name").to_string_lossy().replace(digest.hex(), other.hex()));
     std::fs::write(&other_path, &good).expect("writable");
-    assert!(matches!(f.runtime.load(&other).await, Err(LoadError::Tampered { .. })));
+    assert!(matches!(f.runtime.check(&other).await, Err(LoadError::Tampered { .. })));
     f.cache.forget(&digest).expect("removed");
     f.cache.forget(&digest).expect("fine when it is gone");
     assert!(!f.cache.is_compiled(&digest));
@@ -474,7 +492,7 @@ async fn components_compile_in_a_process_of_their_own() {
     let digest = Digest::of(&hello);
     f.cache.compile(&digest, &path).await.expect("compiles");
     f.cache.compile(&digest, &path).await.expect("fine again");
-    f.runtime.load(&digest).await.expect("loads");
+    f.runtime.check(&digest).await.expect("loads");
 
     let wrong = Digest::of(b"other");
     assert!(matches!(f.cache.compile(&wrong, &path).await, Err(CompileError::WrongDigest { .. })));
@@ -486,6 +504,8 @@ async fn components_compile_in_a_process_of_their_own() {
     for (bad, says) in [
         (cut, "end-of-file"),
         (module, "core module"),
+        (guests::alien(), "acme:rocket/launch@1.0.0"),
+        (guests::empty(), "exports no HTTP handler"),
         (b"#!/bin/sh\nrm -rf /".to_vec(), "not WebAssembly"),
         (Vec::new(), "not WebAssembly"),
         (vec![0; 1 << 20], "not WebAssembly"),
@@ -498,7 +518,7 @@ async fn components_compile_in_a_process_of_their_own() {
         }
     }
     let leftovers = std::fs::read_dir(f.dir.path().join("cache")).expect("a directory").count();
-    assert_eq!(leftovers, 2, "the key and one artifact");
+    assert_eq!(leftovers, 3, "the key, one artifact, and the note that it was verified");
 }
 
 #[tokio::test]

@@ -8,9 +8,10 @@ use std::future::Future;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    App, AppName, AppStatus, AppSummary, AppUpdate, Digest, Event, HostId, HostView, JoinRequest, JoinResponse,
-    JoinToken, NewApp, NewRevision, NewService, NewToken, Problem, Revision, RevisionNumber, Service, ServiceName,
-    StoreRevision, Token, TokenSecret,
+    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Event, HostDetail, HostId, HostView,
+    JoinRequest, JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, Policy, PolicyScope, PolicyView,
+    Problem, Revision, RevisionNumber, Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery,
+    UsageReport,
 };
 
 /// What every API call gives.
@@ -66,6 +67,9 @@ pub trait AdminApi: Send + Sync {
     /// `GET /v1/apps/{app}/status`.
     fn app_status(&self, app: &AppName) -> impl Future<Output = ApiResult<AppStatus>> + Send;
 
+    /// `GET /v1/apps/{app}/limits`: every budget, who set it, and how far it is used.
+    fn app_limits(&self, app: &AppName) -> impl Future<Output = ApiResult<AppLimits>> + Send;
+
     /// `GET /v1/apps/{app}/revisions`, newest first.
     fn list_revisions(
         &self,
@@ -95,6 +99,9 @@ pub trait AdminApi: Send + Sync {
     /// `GET /v1/hosts`.
     fn list_hosts(&self) -> impl Future<Output = ApiResult<PageOf<HostView>>> + Send;
 
+    /// `GET /v1/hosts/{id}`: a host with its worker processes.
+    fn get_host(&self, host: &HostId) -> impl Future<Output = ApiResult<HostDetail>> + Send;
+
     /// `GET /v1/hosts/{id}/metrics`: Prometheus text format.
     fn host_metrics(&self, host: &HostId) -> impl Future<Output = ApiResult<String>> + Send;
 
@@ -119,6 +126,30 @@ pub trait AdminApi: Send + Sync {
     /// `PUT /v1/services/{name}/backup`: replaces the data.
     fn restore_service(&self, name: &ServiceName, bytes: Vec<u8>) -> impl Future<Output = ApiResult<()>> + Send;
 
+    /// `GET /v1/policies`: those that are set, as far as the token's org may see them.
+    fn list_policies(&self) -> impl Future<Output = ApiResult<PageOf<PolicyView>>> + Send;
+
+    /// `GET /v1/policies/{scope}`: what is set there, and what holds there. Version 0 while nothing is set.
+    fn get_policy(&self, scope: &PolicyScope) -> impl Future<Output = ApiResult<Etag<PolicyView>>> + Send;
+
+    /// `PUT /v1/policies/{scope}`: replaces all that the scope sets. Role admin.
+    fn put_policy(
+        &self,
+        scope: &PolicyScope,
+        policy: Policy,
+        if_match: Option<StoreRevision>,
+    ) -> impl Future<Output = ApiResult<Etag<PolicyView>>> + Send;
+
+    /// `DELETE /v1/policies/{scope}`: the wider scopes hold again. Role admin.
+    fn delete_policy(
+        &self,
+        scope: &PolicyScope,
+        if_match: Option<StoreRevision>,
+    ) -> impl Future<Output = ApiResult<()>> + Send;
+
+    /// `GET /v1/usage`: what apps used, by period, org and app.
+    fn usage(&self, query: UsageQuery) -> impl Future<Output = ApiResult<UsageReport>> + Send;
+
     /// `GET /v1/events`, newest first.
     fn list_events(&self, after: Option<String>, limit: u32) -> impl Future<Output = ApiResult<PageOf<Event>>> + Send;
 
@@ -137,7 +168,7 @@ pub trait AdminApi: Send + Sync {
 
 /// Paths of the admin API.
 pub mod admin_paths {
-    use crate::{AppName, Digest, HostId, RevisionNumber, ServiceName};
+    use crate::{AppName, Digest, HostId, PolicyScope, RevisionNumber, ServiceName};
 
     /// Apps.
     pub const APPS: &str = "/v1/apps";
@@ -151,6 +182,10 @@ pub mod admin_paths {
     pub const SERVICES: &str = "/v1/services";
     /// Events.
     pub const EVENTS: &str = "/v1/events";
+    /// Policies.
+    pub const POLICIES: &str = "/v1/policies";
+    /// Usage.
+    pub const USAGE: &str = "/v1/usage";
     /// Tokens.
     pub const TOKENS: &str = "/v1/tokens";
     /// Who the token is.
@@ -182,6 +217,18 @@ pub mod admin_paths {
         format!("{APPS}/{app}/logs")
     }
 
+    /// An app's budgets.
+    #[must_use]
+    pub fn app_limits(app: &AppName) -> String {
+        format!("{APPS}/{app}/limits")
+    }
+
+    /// What a scope sets.
+    #[must_use]
+    pub fn policy(scope: &PolicyScope) -> String {
+        format!("{POLICIES}/{scope}")
+    }
+
     /// An app's revisions.
     #[must_use]
     pub fn revisions(app: &AppName) -> String {
@@ -198,6 +245,12 @@ pub mod admin_paths {
     #[must_use]
     pub fn component(digest: &Digest) -> String {
         format!("/v1/components/{digest}")
+    }
+
+    /// A host.
+    #[must_use]
+    pub fn host(host: &HostId) -> String {
+        format!("{HOSTS}/{host}")
     }
 
     /// A host's metrics.

@@ -6,7 +6,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Generation, HostAddress, HostCapacity, HostId, HostUsage, OrgName};
+use crate::{Generation, HostAddress, HostCapacity, HostId, HostUsage, OrgName, WorkerStatus};
 
 /// A host as operators see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +28,12 @@ pub struct HostView {
     pub used: Option<HostUsage>,
     /// Instances on it.
     pub instances: u32,
+    /// Worker processes on it.
+    #[serde(default)]
+    pub workers: u32,
+    /// Whether every worker gave up all that it should; absent until one is there.
+    #[serde(default)]
+    pub confined: Option<bool>,
     /// The config generation that it holds.
     pub generation: Option<Generation>,
     /// Where its HostApi listens.
@@ -38,6 +44,20 @@ pub struct HostView {
     pub last_seen: Option<Timestamp>,
     /// When it joined.
     pub joined_at: Timestamp,
+}
+
+/// `GET /v1/hosts/{id}`: a host with its worker processes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct HostDetail {
+    /// The host.
+    #[serde(flatten)]
+    pub host: HostView,
+    /// Its worker processes, by name, and what each could give up on that machine.
+    pub worker_list: Vec<WorkerStatus>,
+    /// Why it did not answer the last time, when it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// How a host stands.

@@ -114,7 +114,7 @@ pub struct InstanceSpec {
     /// Which worker process it runs in.
     #[serde(default)]
     pub isolation: Isolation,
-    /// What the operator gives its app on this host, beside the limits in `config`.
+    /// What the operator lets its app have on this host.
     #[serde(default)]
     pub budget: AppBudget,
 }

@@ -8,7 +8,7 @@ use std::future::Future;
 use crate::{
     AccessError, AccessRequest, AccessResponse, ApiResult, CertificateRequest, CertificateTerm, Digest, Generation,
     HostConfig, Inventory, KeyValueError, KeyValueRequest, KeyValueResponse, LogPage, LogQuery, NewCertificate,
-    ServiceId,
+    ServiceId, UsageCursor, UsagePage,
 };
 
 /// What a host can be asked to do. Every verb is idempotent.
@@ -26,6 +26,10 @@ pub trait HostApi: Send + Sync {
 
     /// `GET /v1/logs?app=&after=BOOT-SEQUENCE&wait_ms=&limit=`: log lines after a cursor, oldest first.
     fn logs(&self, query: LogQuery) -> impl Future<Output = ApiResult<LogPage>> + Send;
+
+    /// `GET /v1/usage?after=LEDGER-CHANGE&limit=`: hours of apps whose total changed after a cursor. A cursor of
+    /// another ledger is one before all.
+    fn usage(&self, after: UsageCursor, limit: u32) -> impl Future<Output = ApiResult<UsagePage>> + Send;
 
     /// `GET /metrics`: Prometheus text format.
     fn metrics(&self) -> impl Future<Output = ApiResult<String>> + Send;
@@ -87,6 +91,8 @@ pub mod host_paths {
     pub const INGRESS_CERTIFICATE: &str = "/v1/ingress-certificate";
     /// The next certificate.
     pub const CERTIFICATE: &str = "/v1/certificate";
+    /// Usage.
+    pub const USAGE: &str = "/v1/usage";
     /// Logs.
     pub const LOGS: &str = "/v1/logs";
     /// Prometheus metrics.

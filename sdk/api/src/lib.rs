@@ -7,6 +7,7 @@
 mod access;
 mod admin_api;
 mod app;
+mod budgets;
 mod capability;
 mod confinement;
 mod event;
@@ -32,10 +33,13 @@ pub use app::{
     App, AppState, AppStatus, AppSummary, AppUpdate, Binding, InstanceView, Limits, LimitsError, NewApp, NewRevision,
     Reuse, Revision, RevisionConfig, RevisionPhase, Route,
 };
+pub use budgets::{AppLimits, LimitSource, LimitView};
 pub use capability::{Grant, grant_for, interface_of};
 pub use confinement::{ConfinementReport, Measure, MeasureStatus, WorkerStatus};
 pub use event::{Event, Outcome};
-pub use fleet::{HostState, HostView, JoinRequest, JoinResponse, JoinToken, NewToken, Role, Token, TokenSecret};
+pub use fleet::{
+    HostDetail, HostState, HostView, JoinRequest, JoinResponse, JoinToken, NewToken, Role, Token, TokenSecret,
+};
 pub use host::{
     CertificateRequest, CertificateTerm, ComponentState, ComponentStatus, HostAddress, HostCapacity, HostConfig,
     HostUsage, InstanceCounters, InstancePhase, InstanceSpec, InstanceState, InstanceStatus, Inventory, LimitScope,
@@ -54,7 +58,7 @@ pub use policy::{
 };
 pub use problem::{Problem, ProblemKind};
 pub use service::{Backup, NewService, Service, ServiceKind};
-pub use units::{Bytes, Millis};
+pub use units::{Bytes, Millis, amount};
 pub use usage::{
     AppUsageHour, UsageCursor, UsageDelta, UsageGap, UsagePage, UsagePeriod, UsageQuery, UsageReport, UsageRow,
 };

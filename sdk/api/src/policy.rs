@@ -172,30 +172,44 @@ policy! {
     max_memory_bytes: Bytes,
     /// Most `limits.instance_memory_bytes` of a revision.
     max_instance_memory_bytes: Bytes,
-    /// Linear memory over all instances of an app on one host.
-    app_memory_bytes: Bytes,
+    /// Most `limits.buffer_bytes` of a revision.
+    max_buffer_bytes: Bytes,
     /// Most `limits.cpu_ms` of a revision.
     max_cpu_ms: Millis,
     /// Most `limits.time_ms` of a revision.
     max_time_ms: Millis,
+    /// Most `limits.first_byte_ms` of a revision.
+    max_first_byte_ms: Millis,
+    /// Most `limits.idle_ms` of a revision.
+    max_idle_ms: Millis,
     /// Most `limits.request_body_bytes` of a revision.
     max_request_body_bytes: Bytes,
     /// Most `limits.response_body_bytes` of a revision.
     max_response_body_bytes: Bytes,
+    /// Most `limits.outbound_requests` of a revision.
+    max_outbound_requests: u32,
+    /// Most `limits.outbound_concurrent` of a revision.
+    max_outbound_concurrent: u32,
+    /// Most `limits.outbound_bytes` of a revision.
+    max_outbound_bytes: Bytes,
     /// Most `concurrency` of a revision.
     max_concurrency: u32,
     /// Most `queue` of a revision.
     max_queue: u32,
+    /// Longest component of a revision.
+    max_component_bytes: Bytes,
     /// Most instances of an app.
     max_instances: u32,
     /// Most apps of an org; at the scopes cluster and org only.
     max_apps: u32,
-    /// Longest component.
-    max_component_bytes: Bytes,
-    /// Most outbound requests in flight of an app on one host.
-    max_outbound_in_flight: u32,
-    /// Most log bytes of an app on one host in a second.
-    max_log_bytes_per_s: Bytes,
+    /// Linear memory over all instances of an app on one host.
+    app_memory_bytes: Bytes,
+    /// Memory that one host holds for all sandboxes of an app: bodies in flight, header fields, handles, calls.
+    app_buffer_bytes: Bytes,
+    /// Outbound requests in flight over all instances of an app on one host.
+    app_outbound_concurrent: u32,
+    /// Log bytes of an app on one host in a second.
+    log_bytes_per_s: Bytes,
     /// An app's share of the CPU beside other apps (1 to 1,000; 100 where nothing is set).
     cpu_weight: u32,
     /// CPU of all an app's instances on one host, in thousandths of a core; slowed beyond.
@@ -228,28 +242,7 @@ impl Policy {
 
     /// Checks every number against its range, the group's name, and that the scope can have what is set.
     pub fn validate(&self, scope: &PolicyScope) -> Result<(), PolicyError> {
-        let bytes = |b: Option<Bytes>| b.map(|b| b.0);
-        let millis = |m: Option<Millis>| m.map(|m| m.0);
-        let number = |n: Option<u32>| n.map(u64::from);
-        let checks = [
-            ("max_memory_bytes", bytes(self.max_memory_bytes), 1 << 16, 1 << 30),
-            ("max_instance_memory_bytes", bytes(self.max_instance_memory_bytes), 1 << 16, 64 << 30),
-            ("app_memory_bytes", bytes(self.app_memory_bytes), 1 << 16, 1 << 40),
-            ("max_cpu_ms", millis(self.max_cpu_ms), 1, 600_000),
-            ("max_time_ms", millis(self.max_time_ms), 1, 3_600_000),
-            ("max_request_body_bytes", bytes(self.max_request_body_bytes), 0, 1 << 40),
-            ("max_response_body_bytes", bytes(self.max_response_body_bytes), 0, 1 << 40),
-            ("max_concurrency", number(self.max_concurrency), 1, 10_000),
-            ("max_queue", number(self.max_queue), 0, 100_000),
-            ("max_instances", number(self.max_instances), 0, 100),
-            ("max_apps", number(self.max_apps), 0, 1_000_000),
-            ("max_component_bytes", bytes(self.max_component_bytes), 0, 64 << 20),
-            ("max_outbound_in_flight", number(self.max_outbound_in_flight), 0, 10_000),
-            ("max_log_bytes_per_s", bytes(self.max_log_bytes_per_s), 0, 1 << 30),
-            ("cpu_weight", number(self.cpu_weight), 1, 1_000),
-            ("cpu_cap_millis", number(self.cpu_cap_millis), 1, 1_000_000),
-        ];
-        for (field, value, min, max) in checks {
+        for (field, value, min, max) in self.numbers() {
             if let Some(value) = value.filter(|v| !(min..=max).contains(v)) {
                 return Err(LimitsError { field, value, min, max }.into());
             }
@@ -264,47 +257,78 @@ impl Policy {
         Ok(())
     }
 
-    /// Every quota that a configuration with a component of this size does not keep.
-    #[must_use]
-    pub fn exceeded(&self, config: &RevisionConfig, component: Bytes) -> Vec<Exceeded> {
-        let l = &config.limits;
+    /// Every number with its range.
+    fn numbers(&self) -> Vec<(&'static str, Option<u64>, u64, u64)> {
         let bytes = |b: Option<Bytes>| b.map(|b| b.0);
         let millis = |m: Option<Millis>| m.map(|m| m.0);
         let number = |n: Option<u32>| n.map(u64::from);
-        let checks = [
-            ("config.limits.memory_bytes", l.memory_bytes.0, "max_memory_bytes", bytes(self.max_memory_bytes)),
-            (
-                "config.limits.instance_memory_bytes",
-                l.instance_memory_bytes.0,
-                "max_instance_memory_bytes",
-                bytes(self.max_instance_memory_bytes),
-            ),
-            ("config.limits.cpu_ms", l.cpu_ms.0, "max_cpu_ms", millis(self.max_cpu_ms)),
-            ("config.limits.time_ms", l.time_ms.0, "max_time_ms", millis(self.max_time_ms)),
-            (
-                "config.limits.request_body_bytes",
-                l.request_body_bytes.0,
-                "max_request_body_bytes",
-                bytes(self.max_request_body_bytes),
-            ),
-            (
-                "config.limits.response_body_bytes",
-                l.response_body_bytes.0,
-                "max_response_body_bytes",
-                bytes(self.max_response_body_bytes),
-            ),
-            ("config.concurrency", u64::from(config.concurrency), "max_concurrency", number(self.max_concurrency)),
-            ("config.queue", u64::from(config.queue), "max_queue", number(self.max_queue)),
-            ("digest", component.0, "max_component_bytes", bytes(self.max_component_bytes)),
-        ];
-        checks
+        vec![
+            ("max_memory_bytes", bytes(self.max_memory_bytes), 1 << 16, 1 << 30),
+            ("max_instance_memory_bytes", bytes(self.max_instance_memory_bytes), 1 << 16, 64 << 30),
+            ("max_buffer_bytes", bytes(self.max_buffer_bytes), 256 << 10, 64 << 20),
+            ("max_cpu_ms", millis(self.max_cpu_ms), 1, 600_000),
+            ("max_time_ms", millis(self.max_time_ms), 1, 3_600_000),
+            ("max_first_byte_ms", millis(self.max_first_byte_ms), 1, 3_600_000),
+            ("max_idle_ms", millis(self.max_idle_ms), 1, 3_600_000),
+            ("max_request_body_bytes", bytes(self.max_request_body_bytes), 0, 1 << 40),
+            ("max_response_body_bytes", bytes(self.max_response_body_bytes), 0, 1 << 40),
+            ("max_outbound_requests", number(self.max_outbound_requests), 0, 10_000),
+            ("max_outbound_concurrent", number(self.max_outbound_concurrent), 0, 256),
+            ("max_outbound_bytes", bytes(self.max_outbound_bytes), 0, 1 << 40),
+            ("max_concurrency", number(self.max_concurrency), 1, 10_000),
+            ("max_queue", number(self.max_queue), 0, 100_000),
+            ("max_component_bytes", bytes(self.max_component_bytes), 0, 64 << 20),
+            ("max_instances", number(self.max_instances), 0, 100),
+            ("max_apps", number(self.max_apps), 0, 1_000_000),
+            ("app_memory_bytes", bytes(self.app_memory_bytes), 1 << 16, 1 << 40),
+            ("app_buffer_bytes", bytes(self.app_buffer_bytes), 256 << 10, 1 << 40),
+            ("app_outbound_concurrent", number(self.app_outbound_concurrent), 0, 100_000),
+            ("log_bytes_per_s", bytes(self.log_bytes_per_s), 0, 1 << 30),
+            ("cpu_weight", number(self.cpu_weight), 1, 1_000),
+            ("cpu_cap_millis", number(self.cpu_cap_millis), 1, 1_000_000),
+        ]
+    }
+
+    /// A number by its setting's name; none for what is not set, and for what is no number.
+    #[must_use]
+    pub fn number(&self, setting: &str) -> Option<u64> {
+        self.numbers().into_iter().find(|(name, ..)| *name == setting)?.1
+    }
+
+    /// Every quota that a configuration with a component of this size does not keep.
+    #[must_use]
+    pub fn exceeded(&self, config: &RevisionConfig, component: Bytes) -> Vec<Exceeded> {
+        let numbers: BTreeMap<_, _> = self.numbers().into_iter().map(|(name, value, ..)| (name, value)).collect();
+        asked(config, component)
             .into_iter()
-            .filter_map(|(field, value, setting, quota)| {
-                let quota = quota.filter(|q| value > *q)?;
+            .filter_map(|(field, value, setting)| {
+                let quota = numbers.get(setting).copied().flatten().filter(|q| value > *q)?;
                 Some(Exceeded { field, value, quota, setting })
             })
             .collect()
     }
+}
+
+/// What a configuration asks for, and which setting bounds it.
+fn asked(config: &RevisionConfig, component: Bytes) -> [(&'static str, u64, &'static str); 15] {
+    let l = &config.limits;
+    [
+        ("config.limits.memory_bytes", l.memory_bytes.0, "max_memory_bytes"),
+        ("config.limits.instance_memory_bytes", l.instance_memory_bytes.0, "max_instance_memory_bytes"),
+        ("config.limits.buffer_bytes", l.buffer_bytes.0, "max_buffer_bytes"),
+        ("config.limits.cpu_ms", l.cpu_ms.0, "max_cpu_ms"),
+        ("config.limits.time_ms", l.time_ms.0, "max_time_ms"),
+        ("config.limits.first_byte_ms", l.first_byte_ms.0, "max_first_byte_ms"),
+        ("config.limits.idle_ms", l.idle_ms.0, "max_idle_ms"),
+        ("config.limits.request_body_bytes", l.request_body_bytes.0, "max_request_body_bytes"),
+        ("config.limits.response_body_bytes", l.response_body_bytes.0, "max_response_body_bytes"),
+        ("config.limits.outbound_requests", u64::from(l.outbound_requests), "max_outbound_requests"),
+        ("config.limits.outbound_concurrent", u64::from(l.outbound_concurrent), "max_outbound_concurrent"),
+        ("config.limits.outbound_bytes", l.outbound_bytes.0, "max_outbound_bytes"),
+        ("config.concurrency", u64::from(config.concurrency), "max_concurrency"),
+        ("config.queue", u64::from(config.queue), "max_queue"),
+        ("digest", component.0, "max_component_bytes"),
+    ]
 }
 
 /// A policy that cannot be.
@@ -471,16 +495,16 @@ impl Effective {
     /// What instances get beside their revision's limits.
     #[must_use]
     pub fn budget(&self) -> AppBudget {
-        let p = &self.policy;
+        let (p, usual) = (&self.policy, AppBudget::default());
         AppBudget {
             app_memory_bytes: p.app_memory_bytes,
-            app_buffer_bytes: AppBudget::default().app_buffer_bytes,
-            cpu_weight: p.cpu_weight.unwrap_or(AppBudget::DEFAULT_WEIGHT),
+            app_buffer_bytes: p.app_buffer_bytes.unwrap_or(usual.app_buffer_bytes),
+            outbound_in_flight: p.app_outbound_concurrent,
+            coarse_clocks: p.coarse_clocks.unwrap_or(usual.coarse_clocks),
+            cpu_weight: p.cpu_weight.unwrap_or(usual.cpu_weight),
             cpu_cap_millis: p.cpu_cap_millis,
-            coarse_clocks: p.coarse_clocks.unwrap_or(false),
             allow_private_egress: p.allow_private_egress,
-            outbound_in_flight: p.max_outbound_in_flight,
-            log_bytes_per_s: p.max_log_bytes_per_s,
+            log_bytes_per_s: p.log_bytes_per_s,
         }
     }
 }

@@ -124,7 +124,7 @@ fn the_nearest_scope_wins_setting_by_setting() {
         isolation: Some(IsolationClass::Shared),
         group: Some("wards".into()),
         cpu_weight: Some(20),
-        max_log_bytes_per_s: Some(Bytes(7)),
+        log_bytes_per_s: Some(Bytes(7)),
         ..Policy::default()
     };
     let whole = Effective::of([(org.clone(), &near), (PolicyScope::Cluster, &far)]);

@@ -40,6 +40,20 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// A number in words, with the unit that its field's name ends with (`_bytes`, `_bytes_per_s`, `_ms`).
+#[must_use]
+pub fn amount(field: &str, value: u64) -> String {
+    if field.ends_with("_bytes") {
+        Bytes(value).to_string()
+    } else if field.ends_with("_bytes_per_s") || field == "log_rate" {
+        format!("{}/s", Bytes(value))
+    } else if field.ends_with("_ms") {
+        Millis(value).to_string()
+    } else {
+        value.to_string()
+    }
+}
+
 /// A number of milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -4,7 +4,9 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::output::Output;
-use crate::verbs::{apps, env, events, hosts, login, logs, push, revisions, routes, services, shell, tokens};
+use crate::verbs::{
+    apps, env, events, hosts, login, logs, policy, push, revisions, routes, services, shell, tokens, usage,
+};
 use crate::{server, up};
 
 const EXIT_CODES: &str = "\
@@ -62,6 +64,9 @@ enum Command {
         #[command(subcommand)]
         command: Option<services::ServicesCommand>,
     },
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    Usage(usage::UsageArgs),
     Bind(services::BindArgs),
     Unbind(services::UnbindArgs),
     /// Show, make and delete tokens
@@ -130,6 +135,8 @@ async fn client(command: Command, out: Output) -> Result<()> {
         Command::Events(args) => events::events(args, out).await,
         Command::Hosts { command } => hosts::run(command, out).await,
         Command::Services { command } => services::run(command, out).await,
+        Command::Policy(command) => policy::run(command, out).await,
+        Command::Usage(args) => usage::usage(args, out).await,
         Command::Bind(args) => services::bind(args, out).await,
         Command::Unbind(args) => services::unbind(args, out).await,
         Command::Tokens { command } => tokens::run(command, out).await,
@@ -167,5 +174,7 @@ mod tests {
         assert!(Cli::try_parse_from(["marcato", "scale", "a", "101"]).is_err());
         assert!(Cli::try_parse_from(["marcato", "scale", "a", "3", "--json"]).unwrap().json());
         assert!(Cli::try_parse_from(["marcato", "services"]).is_ok());
+        assert!(Cli::try_parse_from(["marcato", "hosts", "show", "h1"]).is_ok());
+        assert!(Cli::try_parse_from(["marcato", "app", "show", "a", "--limits"]).is_ok());
     }
 }

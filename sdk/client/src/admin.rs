@@ -5,9 +5,10 @@ use std::sync::Arc;
 use futures::Stream;
 use http::Method;
 use marcato_api::{
-    AdminApi, ApiResult, App, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostId, HostView,
-    JoinRequest, JoinResponse, JoinToken, LogLine, NewApp, NewRevision, NewService, NewToken, PageOf, Problem,
-    ProblemKind, Revision, RevisionNumber, Service, ServiceName, StoreRevision, Token, TokenSecret, admin_paths,
+    AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostDetail,
+    HostId, HostView, JoinRequest, JoinResponse, JoinToken, LogLine, NewApp, NewRevision, NewService, NewToken, PageOf,
+    Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber, Service, ServiceName,
+    StoreRevision, Token, TokenSecret, UsageQuery, UsageReport, admin_paths,
 };
 use serde::de::DeserializeOwned;
 
@@ -130,6 +131,10 @@ impl AdminApi for AdminClient {
         self.json(Call::get(admin_paths::app_status(app))).await
     }
 
+    async fn app_limits(&self, app: &AppName) -> ApiResult<AppLimits> {
+        self.json(Call::get(admin_paths::app_limits(app))).await
+    }
+
     async fn list_revisions(&self, app: &AppName, after: Option<String>, limit: u32) -> ApiResult<PageOf<Revision>> {
         self.page(&admin_paths::revisions(app), after, limit).await
     }
@@ -162,6 +167,10 @@ impl AdminApi for AdminClient {
 
     async fn list_hosts(&self) -> ApiResult<PageOf<HostView>> {
         self.json(Call::get(admin_paths::HOSTS)).await
+    }
+
+    async fn get_host(&self, host: &HostId) -> ApiResult<HostDetail> {
+        self.json(Call::get(admin_paths::host(host))).await
     }
 
     async fn host_metrics(&self, host: &HostId) -> ApiResult<String> {
@@ -200,6 +209,46 @@ impl AdminApi for AdminClient {
         let payload = Payload::Octets(bytes.into(), None);
         let call = Call::new(Method::PUT, admin_paths::service_backup(name)).payload(payload).timeout(BACKUP_TIMEOUT);
         self.caller.send(call).await.map(drop)
+    }
+
+    async fn list_policies(&self) -> ApiResult<PageOf<PolicyView>> {
+        self.json(Call::get(admin_paths::POLICIES)).await
+    }
+
+    async fn get_policy(&self, scope: &PolicyScope) -> ApiResult<Etag<PolicyView>> {
+        self.versioned(Call::get(admin_paths::policy(scope))).await
+    }
+
+    async fn put_policy(
+        &self,
+        scope: &PolicyScope,
+        policy: Policy,
+        if_match: Option<StoreRevision>,
+    ) -> ApiResult<Etag<PolicyView>> {
+        let payload = Payload::json(&policy)?;
+        self.versioned(Call::new(Method::PUT, admin_paths::policy(scope)).payload(payload).if_match(if_match)).await
+    }
+
+    async fn delete_policy(&self, scope: &PolicyScope, if_match: Option<StoreRevision>) -> ApiResult<()> {
+        self.caller.send(Call::new(Method::DELETE, admin_paths::policy(scope)).if_match(if_match)).await.map(drop)
+    }
+
+    async fn usage(&self, query: UsageQuery) -> ApiResult<UsageReport> {
+        let mut path = format!("{}?by={}", admin_paths::USAGE, query.by);
+        let text = [
+            ("from", query.from.map(|t| t.to_string())),
+            ("to", query.to.map(|t| t.to_string())),
+            ("org", query.org.map(|o| o.to_string())),
+            ("app", query.app.map(|a| a.to_string())),
+            ("after", query.after),
+            ("limit", query.limit.map(|l| l.to_string())),
+        ];
+        for (name, value) in text {
+            if let Some(value) = value {
+                path = format!("{path}&{name}={}", escape(&value));
+            }
+        }
+        self.json(Call::get(path)).await
     }
 
     async fn list_events(&self, after: Option<String>, limit: u32) -> ApiResult<PageOf<Event>> {

@@ -7,7 +7,7 @@ use http::Method;
 use marcato_api::{
     AccessError, AccessRequest, AccessResponse, ApiResult, CertificateRequest, CertificateTerm, Digest, Generation,
     HostAddress, HostApi, HostConfig, HostId, Inventory, KeyValueError, KeyValueRequest, KeyValueResponse, LogPage,
-    LogQuery, NewCertificate, Problem, ProblemKind, ServiceId, host_paths,
+    LogQuery, NewCertificate, Problem, ProblemKind, ServiceId, UsageCursor, UsagePage, host_paths,
 };
 use rustls_pki_types::ServerName;
 use serde::de::DeserializeOwned;
@@ -101,6 +101,10 @@ impl HostApi for HostClient {
             query.limit
         );
         self.json(Call::get(path).timeout(CALL_TIMEOUT + Duration::from(query.wait_ms))).await
+    }
+
+    async fn usage(&self, after: UsageCursor, limit: u32) -> ApiResult<UsagePage> {
+        self.json(Call::get(format!("{}?after={after}&limit={limit}", host_paths::USAGE))).await
     }
 
     async fn metrics(&self) -> ApiResult<String> {

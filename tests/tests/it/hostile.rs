@@ -1,5 +1,24 @@
 //! Components that trap, loop, allocate, never answer, flood: each meets its limit, the client gets the
 //! right status, the log names the limit, and the neighbour does not notice.
+//!
+//! Here: an app under limits of its own. Below `hostile/`: one test per attack, each of which works first
+//! where no limit stands against it, and then does not; see `arena`.
+
+mod arena;
+mod bodies;
+mod cache;
+mod components;
+mod cpu;
+mod egress;
+mod encoder;
+mod handles;
+mod heads;
+mod logs;
+mod memory;
+mod subtasks;
+mod tenants;
+mod traps;
+mod waits;
 
 use std::time::Duration;
 

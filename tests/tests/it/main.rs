@@ -13,7 +13,9 @@ mod health;
 mod hostile;
 mod lifecycle;
 mod outbound;
+mod policy;
 mod security;
+mod soak;
 mod streams;
 
 use std::sync::Mutex;

@@ -5,10 +5,8 @@ use http_body_util::Full;
 use marcato_api::Generation;
 
 use super::*;
+use crate::reconcile::tests::component;
 use crate::testing::config as host_config;
-
-/// The smallest component: nothing but the header.
-const EMPTY: &[u8] = b"\0asm\x0d\0\x01\0";
 
 struct Fixture {
     _dir: tempfile::TempDir,
@@ -28,9 +26,9 @@ fn fixture() -> Fixture {
 }
 
 impl Fixture {
-    async fn upload(&self, bytes: &'static [u8]) -> Digest {
+    async fn upload(&self, bytes: &[u8]) -> Digest {
         let digest = Digest::of(bytes);
-        self.store.receive(&digest, Full::new(Bytes::from_static(bytes))).await.unwrap();
+        self.store.receive(&digest, Full::new(Bytes::copy_from_slice(bytes))).await.unwrap();
         digest
     }
 
@@ -51,7 +49,7 @@ impl Fixture {
 #[tokio::test]
 async fn an_unused_component_goes_after_its_grace() {
     let mut f = fixture();
-    let digest = f.upload(EMPTY).await;
+    let digest = f.upload(&component()).await;
     assert_eq!(f.pass().await[0].state, ComponentState::Compiling);
     assert_eq!(f.compiled().await[0].state, ComponentState::Ready);
     assert_eq!(f.pass().await.len(), 1, "within the grace it stays");
@@ -78,11 +76,11 @@ async fn a_failure_is_remembered_until_the_next_upload() {
 #[tokio::test]
 async fn bytes_that_rotted_are_removed_so_that_they_come_again() {
     let mut f = fixture();
-    let digest = f.upload(EMPTY).await;
+    let digest = f.upload(&component()).await;
     std::fs::write(f.store.path(&digest), b"\0asm\x0d\0\x01\0rot").unwrap();
     f.pass().await;
     assert_eq!(f.compiled().await, [], "the control plane sees it missing");
-    f.upload(EMPTY).await;
+    f.upload(&component()).await;
     f.pass().await;
     assert_eq!(f.compiled().await[0].state, ComponentState::Ready);
 }

@@ -7,7 +7,7 @@ use marcato_api::{
 };
 
 use super::session::{OrProblem, Session, at_version, invalid};
-use super::{ATTEMPTS, state_problem};
+use super::{ATTEMPTS, policies, state_problem};
 use crate::state::{State, StateError};
 
 /// Most instances of an app.
@@ -86,9 +86,19 @@ impl Session {
     async fn ensure_app(&self, name: &AppName, new: NewApp) -> ApiResult<Etag<App>> {
         check_instances(new.instances)?;
         check_routes(&new.routes)?;
-        if let Some((value, etag)) = self.api.state.app(name).await.or_problem()? {
-            return same_place(value, etag, &new);
+        for _ in 0..ATTEMPTS {
+            if let Some((value, etag)) = self.api.state.app(name).await.or_problem()? {
+                return same_place(value, etag, &new);
+            }
+            if let Some(made) = self.make_app(name, &new).await? {
+                return Ok(made);
+            }
         }
+        Err(state_problem(&StateError::Contended))
+    }
+
+    /// `None`: someone made one at the same moment; look again.
+    async fn make_app(&self, name: &AppName, new: &NewApp) -> ApiResult<Option<Etag<App>>> {
         let now = Timestamp::now();
         let mut routes = new.routes.clone();
         if routes.is_empty() {
@@ -109,16 +119,14 @@ impl Session {
             updated_at: now,
         };
         let detail = format!("org {}, space {}, {} instances", app.org, app.space, app.instances);
+        let effective = self.effective(&app).await?;
+        policies::check_instances(&effective, app.instances)?;
+        let room = self.room_for_app(&app.org, &effective).await?;
         let deed = self.deed("app.create", format!("app/{name}"), detail);
-        match self.api.state.create_app(&app, &deed).await {
-            Ok(etag) => Ok(Etag { value: app, etag }),
-            Err(e) => {
-                // Someone made it at the same moment: idempotent all the same.
-                if let Some((value, etag)) = self.api.state.app(name).await.or_problem()? {
-                    return same_place(value, etag, &new);
-                }
-                Err(self.route_taken(&e).await)
-            }
+        match self.api.state.create_app_with(&app, room, &deed).await {
+            Ok(etag) => Ok(Some(Etag { value: app, etag })),
+            Err(e) if e.conflict().is_some_and(|k| State::route_of_key(k).is_none()) => Ok(None),
+            Err(e) => Err(self.route_taken(&e).await),
         }
     }
 
@@ -158,10 +166,16 @@ impl Session {
         for _ in 0..ATTEMPTS {
             let old = self.visible_app(name, Role::Deployer, action).await?;
             at_version(old.1, if_match)?;
-            if let Some(number) = update.current
-                && self.api.state.revision(name, number).await.or_problem()?.is_none()
-            {
-                return Err(invalid("current", self.no_revision(name, number).await));
+            if let Some(number) = update.current {
+                match self.api.state.revision(name, number).await.or_problem()? {
+                    Some(revision) if old.0.current != Some(number) => self.check_current(&old.0, &revision).await?,
+                    Some(_) => {}
+                    None => return Err(invalid("current", self.no_revision(name, number).await)),
+                }
+            }
+            // Fewer is always allowed.
+            if let Some(instances) = update.instances.filter(|n| *n > old.0.instances) {
+                policies::check_instances(&self.effective(&old.0).await?, instances)?;
             }
             let new = updated(&old.0, update);
             if new == old.0 {

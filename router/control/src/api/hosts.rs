@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use marcato_api::{
-    ApiResult, HostApi, HostId, HostState, HostView, JoinRequest, JoinResponse, JoinToken, Outcome, PageOf, Problem,
-    ProblemKind, Role,
+    ApiResult, HostApi, HostDetail, HostId, HostState, HostView, JoinRequest, JoinResponse, JoinToken, Outcome, PageOf,
+    Problem, ProblemKind, Role,
 };
 
 use super::session::{OrProblem, Session, invalid};
@@ -26,6 +26,10 @@ fn view(host: HostRecord, observed: &Observed) -> HostView {
         capacity: inventory.map(|i| i.capacity),
         used: inventory.map(|i| i.used),
         instances: inventory.map_or(0, |i| u32::try_from(i.instances.len()).unwrap_or(u32::MAX)),
+        workers: inventory.map_or(0, |i| u32::try_from(i.workers.len()).unwrap_or(u32::MAX)),
+        confined: inventory
+            .filter(|i| !i.workers.is_empty())
+            .map(|i| i.workers.iter().all(|w| w.confinement.is_full())),
         generation: inventory.map(|i| i.generation),
         last_seen: seen.and_then(|s| s.last_seen),
         id: host.id,
@@ -43,6 +47,19 @@ impl Session {
         let observed = self.api.observed.snapshot();
         let hosts = self.api.state.hosts().await.or_problem()?;
         Ok(PageOf { items: hosts.into_iter().map(|h| view(h, &observed)).collect(), next: None })
+    }
+
+    /// Workers are named after apps of every org, so a token that is limited to one sees none of them.
+    pub(crate) async fn get_host(&self, host: &HostId) -> ApiResult<HostDetail> {
+        self.may(Role::Viewer, None, "host.get", &format!("host/{host}")).await?;
+        let found = self.api.state.host(host).await.or_problem()?;
+        let found = found.ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("there is no host {host}")))?;
+        let observed = self.api.observed.snapshot();
+        let seen = observed.hosts.get(host);
+        let inventory = seen.and_then(|s| s.inventory.as_ref());
+        let mut worker_list = inventory.map(|i| i.workers.clone()).unwrap_or_default();
+        worker_list.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(HostDetail { host: view(found, &observed), worker_list, error: seen.and_then(|s| s.error.clone()) })
     }
 
     pub(crate) async fn host_metrics(&self, host: &HostId) -> ApiResult<String> {

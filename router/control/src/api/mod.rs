@@ -9,7 +9,9 @@ mod body;
 mod components;
 mod extract;
 mod hosts;
+mod limits;
 mod logs;
+mod policies;
 mod problem;
 mod revisions;
 mod routes;
@@ -21,6 +23,7 @@ mod status;
 mod tests;
 mod tokens;
 mod unread;
+mod usage;
 
 use std::sync::Arc;
 
@@ -28,6 +31,7 @@ use marcato_api::{Problem, ProblemKind};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -36,8 +40,9 @@ use crate::auth::Throttle;
 use crate::blobs::Blobs;
 use crate::ca::Authority;
 use crate::hosts::HostClients;
-use crate::observed::ObservedCell;
+use crate::observed::{Observed, ObservedCell};
 use crate::state::{State, StateError};
+use crate::usage::UsageStore;
 
 pub(crate) use routes::router;
 pub(crate) use server::serve;
@@ -57,6 +62,7 @@ pub(crate) struct Shared {
     pub(crate) state: State,
     pub(crate) blobs: Blobs,
     pub(crate) observed: Arc<ObservedCell>,
+    pub(crate) usage: UsageStore,
     pub(crate) authority: Arc<Authority>,
     pub(crate) hosts: HostClients,
     pub(crate) domain: String,
@@ -96,9 +102,24 @@ struct CallLabels {
     status: u16,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WorkerLabels {
+    host: String,
+    class: &'static str,
+    confinement: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MeasureLabels {
+    host: String,
+    measure: &'static str,
+}
+
 /// What the admin API counts.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Metrics {
+    workers: Family<WorkerLabels, Gauge>,
+    unconfined: Family<MeasureLabels, Gauge>,
     calls: Family<CallLabels, Counter>,
     refused: Counter,
 }
@@ -106,7 +127,30 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register("marcato_admin_requests", "Answered calls of the admin API", self.calls.clone());
+        let help = "Worker processes of each host, by class and by whether they gave up all that they should";
+        registry.register("marcato_host_workers", help, self.workers.clone());
+        let help = "Worker processes of each host that go without a measure of confinement";
+        registry.register("marcato_host_workers_without", help, self.unconfined.clone());
         registry.register("marcato_admin_unauthenticated", "Calls with a wrong token or none", self.refused.clone());
+    }
+}
+
+impl Metrics {
+    /// Takes over what hosts last said. Labels are bounded: hosts by classes, and hosts by measures.
+    fn observe(&self, observed: &Observed) {
+        self.workers.clear();
+        self.unconfined.clear();
+        for (host, seen) in &observed.hosts {
+            for worker in seen.inventory.iter().flat_map(|i| &i.workers) {
+                let confinement = if worker.confinement.is_full() { "full" } else { "partial" };
+                let labels = WorkerLabels { host: host.to_string(), class: worker.class.as_str(), confinement };
+                self.workers.get_or_create(&labels).inc();
+                for missing in worker.confinement.missing() {
+                    let labels = MeasureLabels { host: host.to_string(), measure: missing.measure.as_str() };
+                    self.unconfined.get_or_create(&labels).inc();
+                }
+            }
+        }
     }
 }
 

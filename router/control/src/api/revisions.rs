@@ -9,7 +9,7 @@ use marcato_api::{
 
 use super::apps::limit;
 use super::session::{OrProblem, Session, at_version, invalid};
-use super::{ATTEMPTS, state_problem};
+use super::{ATTEMPTS, policies, state_problem};
 use crate::state::{RevisionDraft, StateError, keys};
 use crate::store::{Expected, Txn};
 use crate::tasks::KEPT_REVISIONS;
@@ -101,6 +101,7 @@ impl Session {
             {
                 return Ok(same);
             }
+            policies::check_config(&self.effective(&old.0).await?, &config, uploaded.0.size)?;
             let extra = self.api.state.use_component(&uploaded, bound).or_problem()?;
             let reason = if new.reason.is_empty() { "push" } else { &new.reason };
             let draft = RevisionDraft {

@@ -6,9 +6,10 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json as Out, Router, middleware};
 use marcato_api::{
-    App, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostId, HostView, JoinRequest, JoinResponse,
-    JoinToken, NewApp, NewRevision, NewService, NewToken, PageOf, Problem, ProblemKind, Revision, RevisionNumber,
-    Service, ServiceName, StoreRevision, Token, TokenSecret, admin_paths,
+    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostDetail, HostId, HostView,
+    JoinRequest, JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, PageOf, Policy, PolicyScope,
+    PolicyView, Problem, ProblemKind, Revision, RevisionNumber, Service, ServiceName, StoreRevision, Token,
+    TokenSecret, UsageQuery, UsageReport, admin_paths,
 };
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
@@ -50,17 +51,22 @@ pub(crate) fn router(api: Api) -> Router {
         .routes(routes!(list_apps))
         .routes(routes!(get_app, put_app, update_app, delete_app))
         .routes(routes!(app_status))
+        .routes(routes!(app_limits))
         .routes(routes!(app_logs))
         .routes(routes!(list_revisions, create_revision))
         .routes(routes!(get_revision))
         .routes(routes!(has_component, put_component))
         .routes(routes!(list_hosts))
+        .routes(routes!(get_host))
         .routes(routes!(host_metrics))
         .routes(routes!(create_join_token))
         .routes(routes!(join))
         .routes(routes!(list_services))
         .routes(routes!(put_service, delete_service))
         .routes(routes!(backup_service, restore_service))
+        .routes(routes!(list_policies))
+        .routes(routes!(get_policy, put_policy, delete_policy))
+        .routes(routes!(usage))
         .routes(routes!(list_events))
         .routes(routes!(list_tokens))
         .routes(routes!(create_token, delete_token))
@@ -132,6 +138,12 @@ async fn delete_app(session: Session, Path(app): Path<String>, IfMatch(if_match)
     responses((status = 200, body = AppStatus), (status = "default", body = Problem, content_type = "application/problem+json")))]
 async fn app_status(session: Session, Path(app): Path<String>) -> Answer<Out<AppStatus>> {
     Ok(Out(session.app_status(&name("app", &app)?).await?))
+}
+
+#[utoipa::path(get, path = "/v1/apps/{app}/limits", tag = "apps", params(("app" = AppName, Path)),
+    responses((status = 200, body = AppLimits), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn app_limits(session: Session, Path(app): Path<String>) -> Answer<Out<AppLimits>> {
+    Ok(Out(session.app_limits(&name("app", &app)?).await?))
 }
 
 struct LogParts(LogParams);
@@ -217,6 +229,12 @@ async fn big_body(api: &Api) -> Answer<tokio::sync::SemaphorePermit<'_>> {
     responses((status = 200, body = PageOf<HostView>), (status = "default", body = Problem, content_type = "application/problem+json")))]
 async fn list_hosts(session: Session) -> Answer<Out<PageOf<HostView>>> {
     Ok(Out(session.list_hosts().await?))
+}
+
+#[utoipa::path(get, path = "/v1/hosts/{id}", tag = "hosts", params(("id" = HostId, Path)),
+    responses((status = 200, body = HostDetail), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn get_host(session: Session, Path(id): Path<String>) -> Answer<Out<HostDetail>> {
+    Ok(Out(session.get_host(&name("id", &id)?).await?))
 }
 
 #[utoipa::path(get, path = "/v1/hosts/{id}/metrics", tag = "hosts", params(("id" = HostId, Path)),
@@ -312,6 +330,55 @@ async fn restore_service(
     Ok(StatusCode::NO_CONTENT)
 }
 
+#[utoipa::path(get, path = "/v1/policies", tag = "policies",
+    responses((status = 200, body = PageOf<PolicyView>), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn list_policies(session: Session) -> Answer<Out<PageOf<PolicyView>>> {
+    Ok(Out(session.list_policies().await?))
+}
+
+#[utoipa::path(get, path = "/v1/policies/{scope}", tag = "policies", params(("scope" = PolicyScope, Path)),
+    responses((status = 200, body = PolicyView, headers(("ETag" = String))), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn get_policy(session: Session, Path(scope): Path<String>) -> Answer<Response> {
+    Ok(versioned(session.get_policy(&name("scope", &scope)?).await?))
+}
+
+#[utoipa::path(put, path = "/v1/policies/{scope}", tag = "policies", params(("scope" = PolicyScope, Path), ("If-Match" = Option<String>, Header)),
+    request_body = Policy,
+    responses((status = 200, body = PolicyView, headers(("ETag" = String))), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn put_policy(
+    session: Session,
+    Path(scope): Path<String>,
+    IfMatch(if_match): IfMatch,
+    Json(policy): Json<Policy>,
+) -> Answer<Response> {
+    Ok(versioned(session.put_policy(&name("scope", &scope)?, policy, if_match).await?))
+}
+
+#[utoipa::path(delete, path = "/v1/policies/{scope}", tag = "policies", params(("scope" = PolicyScope, Path), ("If-Match" = Option<String>, Header)),
+    responses((status = 204), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn delete_policy(session: Session, Path(scope): Path<String>, IfMatch(if_match): IfMatch) -> Answer<StatusCode> {
+    session.delete_policy(&name("scope", &scope)?, if_match).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+struct UsageParts(UsageQuery);
+
+impl FromRequestParts<Api> for UsageParts {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, api: &Api) -> Result<Self, ApiError> {
+        query(parts, api).await.map(Self)
+    }
+}
+
+#[utoipa::path(get, path = "/v1/usage", tag = "usage",
+    params(("from" = Option<String>, Query, description = "RFC 3339; default 30 days before `to`"), ("to" = Option<String>, Query, description = "RFC 3339; default now"),
+        ("org" = Option<String>, Query), ("app" = Option<String>, Query), ("by" = Option<marcato_api::UsagePeriod>, Query, description = "default day"),
+        ("after" = Option<String>, Query), ("limit" = Option<u32>, Query, description = "1 to 1000, default 100")),
+    responses((status = 200, body = UsageReport), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn usage(session: Session, UsageParts(query): UsageParts) -> Answer<Out<UsageReport>> {
+    Ok(Out(session.usage(query).await?))
+}
+
 #[utoipa::path(get, path = "/v1/events", tag = "events", params(("after" = Option<String>, Query), ("limit" = Option<u32>, Query)),
     responses((status = 200, body = PageOf<Event>), (status = "default", body = Problem, content_type = "application/problem+json")))]
 async fn list_events(session: Session, paging: Paging) -> Answer<Out<PageOf<Event>>> {
@@ -353,6 +420,7 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
     responses((status = 200, body = String, content_type = "text/plain"), (status = "default", body = Problem, content_type = "application/problem+json")))]
 async fn metrics(session: Session, State(api): State<Api>) -> Answer<Response> {
     session.may(marcato_api::Role::Viewer, None, "router.metrics", "router").await?;
+    api.metrics.observe(&api.observed.load());
     let mut text = String::new();
     let failed = |e: std::fmt::Error| Problem::new(ProblemKind::Internal, e.to_string());
     prometheus_client::encoding::text::encode(&mut text, &api.registry).map_err(failed)?;

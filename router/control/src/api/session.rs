@@ -3,9 +3,10 @@
 //! Each verb is in the file of its noun; this one holds the checks that all share.
 
 use marcato_api::{
-    AdminApi, ApiResult, App, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostId, HostView,
-    JoinRequest, JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, OrgName, Outcome, PageOf, Problem,
-    ProblemKind, Revision, RevisionNumber, Role, Service, ServiceName, StoreRevision, Token, TokenSecret,
+    AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostDetail,
+    HostId, HostView, JoinRequest, JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, OrgName,
+    Outcome, PageOf, Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber, Role, Service,
+    ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport,
 };
 
 use super::{Api, state_problem};
@@ -157,6 +158,9 @@ impl AdminApi for Session {
     async fn app_status(&self, app: &AppName) -> ApiResult<AppStatus> {
         Session::app_status(self, app).await
     }
+    async fn app_limits(&self, app: &AppName) -> ApiResult<AppLimits> {
+        Session::app_limits(self, app).await
+    }
     async fn list_revisions(&self, app: &AppName, after: Option<String>, limit: u32) -> ApiResult<PageOf<Revision>> {
         Session::list_revisions(self, app, after, limit).await
     }
@@ -179,6 +183,9 @@ impl AdminApi for Session {
     }
     async fn list_hosts(&self) -> ApiResult<PageOf<HostView>> {
         Session::list_hosts(self).await
+    }
+    async fn get_host(&self, host: &HostId) -> ApiResult<HostDetail> {
+        Session::get_host(self, host).await
     }
     async fn host_metrics(&self, host: &HostId) -> ApiResult<String> {
         Session::host_metrics(self, host).await
@@ -203,6 +210,26 @@ impl AdminApi for Session {
     }
     async fn restore_service(&self, name: &ServiceName, bytes: Vec<u8>) -> ApiResult<()> {
         Session::restore_service(self, name, bytes).await
+    }
+    async fn list_policies(&self) -> ApiResult<PageOf<PolicyView>> {
+        Session::list_policies(self).await
+    }
+    async fn get_policy(&self, scope: &PolicyScope) -> ApiResult<Etag<PolicyView>> {
+        Session::get_policy(self, scope).await
+    }
+    async fn put_policy(
+        &self,
+        scope: &PolicyScope,
+        policy: Policy,
+        if_match: Option<StoreRevision>,
+    ) -> ApiResult<Etag<PolicyView>> {
+        Session::put_policy(self, scope, policy, if_match).await
+    }
+    async fn delete_policy(&self, scope: &PolicyScope, if_match: Option<StoreRevision>) -> ApiResult<()> {
+        Session::delete_policy(self, scope, if_match).await
+    }
+    async fn usage(&self, query: UsageQuery) -> ApiResult<UsageReport> {
+        Session::usage(self, query).await
     }
     async fn list_events(&self, after: Option<String>, limit: u32) -> ApiResult<PageOf<Event>> {
         Session::list_events(self, after, limit).await

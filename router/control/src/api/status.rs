@@ -2,9 +2,9 @@
 
 use marcato_api::{ApiResult, App, AppName, AppState, AppStatus, HostState, InstancePhase, InstanceView, Role, Route};
 
-use super::Shared;
 use super::revisions::hidden;
 use super::session::{OrProblem, Session};
+use super::{Shared, policies};
 use crate::observed::Observed;
 
 impl Session {
@@ -23,6 +23,7 @@ impl Session {
         if let Some(failure) = revision.as_ref().and_then(|r| r.failure.as_ref()) {
             notes.push(format!("the current revision failed: {failure}"));
         }
+        notes.extend(policies::notes(&self.effective(&app).await?, &app, revision.as_ref()));
         for (host, seen) in &observed.hosts {
             if seen.state == HostState::Suspected && instances.iter().any(|i| i.host == *host) {
                 let why = seen.error.as_deref().unwrap_or("no answer");

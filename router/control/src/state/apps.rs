@@ -33,8 +33,14 @@ impl State {
 
     /// Writes a new app. Errors: a conflict on the app's key, or on a route's that is taken.
     pub async fn create_app(&self, app: &App, deed: &Deed) -> StateResult<StoreRevision> {
+        self.create_app_with(app, Txn::new(), deed).await
+    }
+
+    /// Writes a new app. `extra` adds checks, for example that its org has room for it.
+    /// Errors: a conflict on the app's key, on a route's that is taken, or on one of `extra`'s.
+    pub(crate) async fn create_app_with(&self, app: &App, extra: Txn, deed: &Deed) -> StateResult<StoreRevision> {
         let key = keys::app(&app.name);
-        let txn = take_routes(Txn::new().check(&key, Expected::Absent), app, &[])?.put(key, encode(app)?);
+        let txn = take_routes(extra.check(&key, Expected::Absent), app, &[])?.put(key, encode(app)?);
         self.commit(txn, deed).await
     }
 

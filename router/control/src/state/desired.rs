@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::records::StoredRevision;
-use super::{ComponentRecord, Deed, Desired, State, StateResult, decode, encode, keys};
+use super::{ComponentRecord, Deed, Desired, PolicyRecord, State, StateResult, decode, encode, keys};
 use crate::store::{Expected, Listing, StoreError, Txn, Versioned, Wish};
 
 fn all<T: DeserializeOwned>(found: Vec<Versioned>) -> StateResult<Vec<T>> {
@@ -19,13 +19,14 @@ impl State {
     /// Everything that should be, of one moment; `also` names revisions beyond the current and stable
     /// ones that are wanted (instances of older ones that still drain).
     pub async fn desired(&self, also: &[(AppName, RevisionNumber)]) -> StateResult<Desired> {
-        let prefixes = [keys::APPS, keys::HOSTS, keys::SERVICES, keys::TOMBSTONES];
+        let prefixes = [keys::APPS, keys::HOSTS, keys::SERVICES, keys::TOMBSTONES, keys::POLICIES];
         let wishes = prefixes.iter().map(|p| Wish::Prefix((*p).to_owned())).collect();
         let (revision, answers) = self.store.read(wishes).await?;
         let mut answers = answers.into_iter();
         let mut next = || answers.next().unwrap_or_default();
         let apps: Vec<(App, StoreRevision)> = next().into_iter().map(decode).collect::<StateResult<_>>()?;
         let (hosts, services, deleted_services) = (all(next())?, all(next())?, all(next())?);
+        let policies = all::<PolicyRecord>(next())?.into_iter().collect();
         let mut wanted: Vec<(AppName, RevisionNumber)> = also.to_vec();
         for (app, _) in &apps {
             wanted.extend([app.current, app.stable].into_iter().flatten().map(|n| (app.name.clone(), n)));
@@ -41,7 +42,7 @@ impl State {
             let opened = self.opened(stored)?;
             revisions.insert((opened.app.clone(), opened.number), opened);
         }
-        Ok(Desired { revision, apps, revisions, hosts, services, deleted_services })
+        Ok(Desired { revision, apps, revisions, hosts, services, policies, deleted_services })
     }
 
     /// What the planner remembers, with its version. `None` before the first plan.

@@ -1,6 +1,6 @@
 //! Where each object lives in the store. One place, so that no two repositories disagree.
 
-use marcato_api::{AppName, Digest, HostId, RevisionNumber, Route, ServiceId, ServiceName};
+use marcato_api::{AppName, Digest, HostId, OrgName, PolicyScope, RevisionNumber, Route, ServiceId, ServiceName};
 
 pub(crate) const APPS: &str = "apps/";
 pub(crate) const HOSTS: &str = "hosts/";
@@ -11,6 +11,7 @@ pub(crate) const JOIN_TOKENS: &str = "join-tokens/";
 pub(crate) const COMPONENTS: &str = "components/";
 pub(crate) const EVENTS: &str = "events/";
 pub(crate) const ROUTES: &str = "routes/";
+pub(crate) const POLICIES: &str = "policies/";
 pub(crate) const PLACEMENTS: &str = "placements";
 
 pub(crate) fn app(name: &AppName) -> String {
@@ -44,6 +45,15 @@ pub(crate) fn tombstone(id: &ServiceId) -> String {
 
 pub(crate) fn token(name: &str) -> String {
     format!("{TOKENS}{name}")
+}
+
+pub(crate) fn policy(scope: &PolicyScope) -> String {
+    format!("{POLICIES}{scope}")
+}
+
+/// Written by whoever makes an app in an org whose number of apps is bounded.
+pub(crate) fn app_count(org: &OrgName) -> String {
+    format!("app-counts/{org}")
 }
 
 /// `hash`: SHA-256 in hexadecimal.

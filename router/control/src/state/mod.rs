@@ -9,6 +9,7 @@ mod desired;
 mod events;
 mod hosts;
 pub(crate) mod keys;
+mod policies;
 mod records;
 mod revisions;
 mod seal;
@@ -29,6 +30,7 @@ use crate::store::{Listing, Store, StoreError, Versioned};
 
 pub use events::Deed;
 pub use hosts::JoinOutcome;
+pub use policies::{Policies, PolicyRecord};
 pub use records::{ComponentRecord, Desired, HostRecord, JoinTokenRecord, ServiceRecord, TokenRecord};
 pub use revisions::RevisionDraft;
 pub use seal::{SealError, SealKey};

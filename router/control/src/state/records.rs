@@ -12,6 +12,8 @@ use marcato_api::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::Policies;
+
 /// A host that joined.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostRecord {
@@ -111,6 +113,8 @@ pub struct Desired {
     pub hosts: Vec<HostRecord>,
     /// Services.
     pub services: Vec<ServiceRecord>,
+    /// Every policy.
+    pub policies: Policies,
     /// Services that were deleted and whose owner has not yet confirmed that the database is gone.
     pub deleted_services: Vec<ServiceRecord>,
 }

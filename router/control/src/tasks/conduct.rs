@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marcato_api::{AppName, HostState, RevisionNumber, StoreRevision};
+use marcato_api::{App, AppName, HostState, RevisionNumber, StoreRevision};
 use marcato_plan::{AppInput, HostInput, Inputs, Placement, Plan, Provision, ServiceInput, Settings, plan};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::publish::{Published, publish, specs};
 use super::{CALM, Shared};
 use crate::observed::Observed;
-use crate::state::{Desired, StateResult};
+use crate::state::{Desired, Policies, StateResult};
 
 /// While something waits for time to pass (a drain, a start).
 const UNSETTLED: Duration = Duration::from_millis(100);
@@ -171,7 +171,7 @@ fn inputs(desired: &Desired, observed: &Observed, placement: Placement) -> Input
             .iter()
             .map(|(app, _)| AppInput {
                 revisions: revisions.remove(&app.name).unwrap_or_default(),
-                provision: Provision::default(),
+                provision: provision(&desired.policies, app),
                 app: app.clone(),
             })
             .collect(),
@@ -195,6 +195,11 @@ fn inputs(desired: &Desired, observed: &Observed, placement: Placement) -> Input
         now_ms: millis(Timestamp::now()),
         settings: Settings::standard(),
     }
+}
+
+fn provision(policies: &Policies, app: &App) -> Provision {
+    let effective = policies.of(app);
+    Provision { isolation: effective.isolation(), budget: effective.budget() }
 }
 
 fn millis(at: Timestamp) -> u64 {

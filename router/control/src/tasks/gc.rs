@@ -100,6 +100,7 @@ mod tests {
                     .with_no_client_auth(),
             ),
             authority: Arc::new(Authority::ensure(dir).unwrap()),
+            usage: crate::usage::UsageStore::open(&dir.join("usage.sqlite")).unwrap(),
             table: Arc::new(TableCell::new()),
             changed: watch::Sender::new(0),
         };

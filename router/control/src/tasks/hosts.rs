@@ -1,4 +1,4 @@
-//! Keeps three tasks, collect, push and renew, per host that joined.
+//! Keeps four tasks, collect, push, renew and gather usage, per host that joined.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Shared, collect, push, renew};
+use super::{Shared, collect, push, renew, usage};
 use crate::observed::ObservedHost;
 use crate::state::HostRecord;
 
@@ -77,6 +77,7 @@ fn reconcile(
         let stop = shutdown.child_token();
         tracker.spawn(collect::run(Arc::clone(&link), stop.clone()));
         tracker.spawn(push::run(Arc::clone(&link), stop.clone()));
+        tracker.spawn(usage::run(Arc::clone(&link), stop.clone()));
         tracker.spawn(renew::run(link, stop.clone()));
         running.insert(record.id.clone(), (record, stop));
     }

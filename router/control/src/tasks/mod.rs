@@ -1,4 +1,5 @@
-//! The tasks that make desired state so: collect, plan, publish, push, renew certificates, collect garbage.
+//! The tasks that make desired state so: collect, plan, publish, push, renew certificates, gather usage, collect
+//! garbage.
 //!
 //! Owns: when each runs and what it carries out. Does not own decisions (`marcato-plan`) nor what is wanted
 //! (`state`). Each is driven by a signal and a timer, acts on state and never on the event that woke it, and may run
@@ -11,6 +12,7 @@ mod hosts;
 mod publish;
 mod push;
 mod renew;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,6 +30,7 @@ use crate::blobs::Blobs;
 use crate::ca::Authority;
 use crate::observed::ObservedCell;
 use crate::state::State;
+use crate::usage::UsageStore;
 
 pub(crate) use gc::KEPT_REVISIONS;
 
@@ -44,6 +47,8 @@ pub struct Tasks {
     pub host_tls: Arc<rustls::ClientConfig>,
     /// Signs hosts' certificates anew.
     pub authority: Arc<Authority>,
+    /// What apps used.
+    pub usage: UsageStore,
     /// Where the edge reads its table.
     pub table: Arc<TableCell>,
     /// Tells the edge of a new table.
@@ -79,6 +84,7 @@ pub fn spawn(tasks: Tasks, tracker: &TaskTracker, shutdown: &CancellationToken) 
     let (ready, receiver) = watch::channel(false);
     tracker.spawn(hosts::run(Arc::clone(&shared), tracker.clone(), shutdown.clone()));
     tracker.spawn(conduct::run(Arc::clone(&shared), ready, shutdown.clone()));
+    tracker.spawn(usage::run_sizes(Arc::clone(&shared), shutdown.clone()));
     tracker.spawn(gc::run(shared, shutdown.clone()));
     receiver
 }

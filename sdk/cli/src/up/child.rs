@@ -61,8 +61,9 @@ impl Watched {
     }
 }
 
-/// What guests' outbound HTTP may do on a host.
-pub(super) struct Outbound {
+/// What guests may do on a host, and what must hold them.
+pub(super) struct Guests {
+    pub(super) require_confinement: bool,
     pub(super) allow_private: bool,
     pub(super) ca: Option<PathBuf>,
 }
@@ -99,13 +100,7 @@ impl Spec {
     }
 
     /// `marcato hostd` with its sockets; a host without a certificate gets a join token first.
-    pub(super) fn host(
-        data: &DataDir,
-        admin_url: &str,
-        memory: Bytes,
-        outbound: Outbound,
-        sockets: HostSockets,
-    ) -> Self {
+    pub(super) fn host(data: &DataDir, admin_url: &str, memory: Bytes, guests: Guests, sockets: HostSockets) -> Self {
         let HostSockets { id, control, ingress, fds } = sockets;
         let mut fixed: Vec<OsString> = vec!["hostd".into()];
         fixed.extend(flag("--data", data.host(&id)));
@@ -113,10 +108,13 @@ impl Spec {
         fixed.extend(flag("--control", control.to_string()));
         fixed.extend(flag("--ingress", ingress.to_string()));
         fixed.extend(flag("--memory", format!("{}B", memory.0)));
-        if outbound.allow_private {
+        if guests.require_confinement {
+            fixed.push("--require-confinement".into());
+        }
+        if guests.allow_private {
             fixed.push("--allow-private-egress".into());
         }
-        if let Some(file) = outbound.ca {
+        if let Some(file) = guests.ca {
             fixed.extend(flag("--outbound-ca", file));
         }
         let join = fleet::Join::new(data, admin_url, &id);
@@ -153,6 +151,9 @@ impl Spec {
             .env_remove("MARCATO_TOKEN")
             .env(parent::SUPERVISOR_VAR, std::process::id().to_string())
             .env(logging::NAME_VAR, name)
+            // wasmtime makes an error for every sandbox that ends, and an error would look at the whole stack: a tenth of
+            // a request. A panic still shows its own.
+            .env("RUST_LIB_BACKTRACE", "0")
             .stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())
             .fd_mappings(mappings)?;

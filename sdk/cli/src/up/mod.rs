@@ -21,7 +21,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::child::{Outbound, Spec, Watched};
+use self::child::{Guests, Spec, Watched};
 use self::data::DataDir;
 use self::listen::Listeners;
 use crate::output::Output;
@@ -59,6 +59,9 @@ pub(crate) struct UpArgs {
     /// Let guests reach private and loopback addresses that their manifest allows
     #[arg(long)]
     allow_private_egress: bool,
+    /// Refuse to run apps where the kernel does not have all that confines their processes
+    #[arg(long)]
+    require_confinement: bool,
     /// Authorities (PEM) that guests' outbound HTTPS trusts beside the public ones
     #[arg(long, value_name = "FILE")]
     outbound_ca: Option<PathBuf>,
@@ -114,8 +117,12 @@ async fn supervise(args: &UpArgs, data: &DataDir, listeners: Listeners, out: Out
     for sockets in listeners.hosts {
         ids.push(sockets.id.clone());
         let state = watch(sockets.id.to_string());
-        let outbound = Outbound { allow_private: args.allow_private_egress, ca: outbound_ca.clone() };
-        let spec = Spec::host(data, &admin_url, memory, outbound, sockets);
+        let guests = Guests {
+            require_confinement: args.require_confinement,
+            allow_private: args.allow_private_egress,
+            ca: outbound_ca.clone(),
+        };
+        let spec = Spec::host(data, &admin_url, memory, guests, sockets);
         hosts.spawn(child::supervise(spec, state, hosts_stop.clone(), kill.clone(), DRAIN_TIMEOUT));
     }
 

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use marcato_api::{
-    AdminApi, AppName, AppState, AppStatus, AppUpdate, InstancePhase, PageOf, RevisionConfig, RevisionPhase,
+    AdminApi, AppLimits, AppName, AppState, AppStatus, AppUpdate, InstancePhase, LimitScope, LimitSource, PageOf,
+    RevisionConfig, RevisionPhase, amount,
 };
 use marcato_client::AdminClient;
 
@@ -17,6 +18,9 @@ pub(crate) enum AppCommand {
     Show {
         /// Which app
         app: AppName,
+        /// Every budget: its limit, who set it, how far it is used, how often it fired
+        #[arg(long)]
+        limits: bool,
     },
 }
 
@@ -74,7 +78,11 @@ pub(crate) async fn list(out: Output) -> Result<()> {
 }
 
 pub(crate) async fn show(command: AppCommand, out: Output) -> Result<()> {
-    let AppCommand::Show { app } = command;
+    let AppCommand::Show { app, limits } = command;
+    if limits {
+        let limits = crate::login::client()?.app_limits(&app).await?;
+        return if out.json { out.value(&limits) } else { print_limits(out, &limits) };
+    }
     let status = crate::login::client()?.app_status(&app).await?;
     if out.json { out.value(&status) } else { print(out, &status) }
 }
@@ -127,6 +135,51 @@ fn print(out: Output, status: &AppStatus) -> Result<()> {
         })
         .collect();
     out.table(&["INSTANCE", "HOST", "REVISION", "STATE", "IN FLIGHT", ""], rows, "no instances")
+}
+
+fn print_limits(out: Output, limits: &AppLimits) -> Result<()> {
+    let set_by = limits.isolation_set_by.as_ref().map_or_else(|| "default".to_owned(), ToString::to_string);
+    let group = &limits.isolation.group;
+    let group = if group.is_empty() { String::new() } else { format!(", group {}", clean(group)) };
+    out.line(format!(
+        "{} revision {}: isolation {}{group} ({set_by}); {} instances tell",
+        limits.app,
+        dash(limits.revision),
+        limits.isolation.class,
+        limits.instances
+    ))?;
+    let rows = limits.items.iter().map(|l| {
+        let number = |n: u64| if n == 0 { "-".to_owned() } else { amount(&l.name, n) };
+        let source = match (&l.set_by, &l.policy) {
+            (LimitSource::Default, _) => "default".to_owned(),
+            (LimitSource::Manifest, _) => "manifest".to_owned(),
+            (LimitSource::Platform, _) => "platform".to_owned(),
+            (LimitSource::Policy, scope) => scope.as_ref().map_or_else(|| "policy".to_owned(), ToString::to_string),
+        };
+        vec![
+            l.name.clone(),
+            scope(l.scope).into(),
+            dash(l.limit.map(|n| amount(&l.name, n))),
+            source,
+            dash(l.quota.map(|n| amount(&l.name, n))),
+            number(l.used),
+            number(l.peak),
+            l.fired.to_string(),
+        ]
+    });
+    let head = ["LIMIT", "OVER", "VALUE", "SET BY", "QUOTA", "USED", "PEAK", "FIRED"];
+    out.table(&head, rows.collect(), "no limits")
+}
+
+const fn scope(scope: LimitScope) -> &'static str {
+    match scope {
+        LimitScope::Call => "call",
+        LimitScope::Request => "request",
+        LimitScope::Sandbox => "sandbox",
+        LimitScope::Instance => "instance",
+        LimitScope::App => "app on host",
+        LimitScope::Host => "host",
+    }
 }
 
 fn print_config(out: Output, c: &RevisionConfig) -> Result<()> {

@@ -7,12 +7,14 @@ pub(crate) mod events;
 pub(crate) mod hosts;
 pub(crate) mod login;
 pub(crate) mod logs;
+pub(crate) mod policy;
 pub(crate) mod push;
 pub(crate) mod revisions;
 pub(crate) mod routes;
 pub(crate) mod services;
 pub(crate) mod shell;
 pub(crate) mod tokens;
+pub(crate) mod usage;
 
 use std::future::Future;
 use std::io::{IsTerminal, Read};

@@ -37,7 +37,7 @@ fn request(id: &str, control: std::net::SocketAddr) -> (rcgen::KeyPair, JoinRequ
 }
 
 /// Joins a host and serves its API with the certificate that it got.
-async fn host(c: &Cluster, id: &str) {
+pub(super) async fn host(c: &Cluster, id: &str) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (key, wish) = request(id, listener.local_addr().unwrap());
     let token = c.admin(Method::POST, "/v1/hosts/tokens", None).await.json()["token"].as_str().unwrap().to_owned();

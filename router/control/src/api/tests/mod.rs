@@ -2,6 +2,7 @@
 
 mod cluster;
 mod hosts;
+mod policies;
 
 use http::{Method, StatusCode};
 use marcato_api::{AdminApi, Digest};
