@@ -210,8 +210,8 @@ fn instance(n: usize) -> String {
 
 fn spec(n: usize, digest: &Digest) -> Result<InstanceSpec> {
     Ok(InstanceSpec {
-        id: InstanceId::new(&instance(n))?,
-        app: AppName::new(&format!("app{n}"))?,
+        id: InstanceId::new(instance(n))?,
+        app: AppName::new(format!("app{n}"))?,
         org: OrgName::default_org(),
         space: SpaceName::default_space(),
         revision: RevisionNumber(1),

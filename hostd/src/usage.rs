@@ -322,7 +322,13 @@ impl Meter {
 fn totals(counters: &InstanceCounters) -> UsageDelta {
     // Those that a guest failed used what they used.
     let requests = counters.requests.saturating_add(counters.failures);
-    UsageDelta { requests, cpu_us: counters.cpu_us, ..UsageDelta::default() }
+    UsageDelta {
+        requests,
+        cpu_us: counters.cpu_us,
+        memory_byte_ms: counters.memory_byte_ms,
+        bytes_in: counters.bytes_in,
+        bytes_out: counters.bytes_out,
+    }
 }
 
 #[cfg(test)]
@@ -439,7 +445,8 @@ mod tests {
     }
 
     fn report(id: &str, requests: u64) -> InstanceReport {
-        let counters = InstanceCounters { requests, cpu_us: requests * 7, ..InstanceCounters::default() };
+        let (cpu_us, bytes_out) = (requests * 7, requests * 100);
+        let counters = InstanceCounters { requests, cpu_us, bytes_out, ..InstanceCounters::default() };
         let id = InstanceId::new(id).unwrap();
         InstanceReport { id, in_flight: 0, queued: 0, counters, limits: Vec::new() }
     }
@@ -466,6 +473,8 @@ mod tests {
         meter.hear(&[report("b-1", 2)], at(1));
         ledger.flush().unwrap();
         assert_eq!(all(&ledger), [("a".into(), 1, 9), ("b".into(), 1, 6)]);
+        let out = ledger.page(UsageCursor::START, 10).unwrap().items.iter().map(|i| i.total.bytes_out).sum::<u64>();
+        assert_eq!(out, 1_500);
     }
 
     #[tokio::test(start_paused = true)]

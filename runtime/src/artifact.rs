@@ -66,6 +66,11 @@ impl ArtifactCache {
         Ok(Self { dir: dir.to_owned(), key, code_key: code_key.to_owned(), known: Mutex::default() })
     }
 
+    /// Where it lies.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     fn path(&self, digest: &Digest) -> PathBuf {
         self.dir.join(format!("{}-{}.cwasm", digest.hex(), self.code_key))
     }
@@ -221,9 +226,8 @@ pub(crate) fn map(engine: &Engine, verified: &Path) -> wasmtime::Result<Componen
     // SAFETY: the bytes were written by `commit` from this host's own compiler process: nobody else has the key. The
     // directories are the host daemon's own and files are replaced by rename only, so the mapping does not change.
     #[allow(unsafe_code, reason = "the only way to load code that was compiled ahead; see SAFETY")]
-    unsafe {
-        Component::deserialize_file(engine, verified)
-    }
+    let load = || unsafe { Component::deserialize_file(engine, verified) };
+    crate::code_memory::loading(verified, load)?
 }
 
 fn ensure_key(path: &Path) -> io::Result<[u8; KEY_LEN]> {
@@ -250,7 +254,8 @@ fn remove_leftovers(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_name().to_str().is_some_and(|n| n.starts_with(".compile-")) {
-            fs::remove_file(entry.path())?;
+            let is_folder = entry.file_type()?.is_dir();
+            if is_folder { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) }?;
         }
     }
     Ok(())

@@ -13,6 +13,7 @@ use crate::artifact::ArtifactCache;
 use crate::config::CompilerCommand;
 use crate::engine::code_key;
 use crate::error::{CompileError, LoadError, RuntimeError};
+use crate::files::Files;
 use crate::runtime::blocking;
 
 /// Compilations at once: each may take hundreds of MiB.
@@ -61,10 +62,12 @@ impl CodeCache {
         let scratch = shared.files.scratch().map_err(CompileError::Store)?;
         crate::compile::run(&shared.compiler, &bytes, scratch.path()).await?;
         let (owner, digest) = (Arc::clone(shared), digest.clone());
-        blocking(move || owner.files.commit(&digest, scratch))
-            .await
-            .map_err(CompileError::Process)?
-            .map_err(CompileError::Store)
+        let keep = move || {
+            // Before the code: code that is there has its files.
+            Files::extract(owner.files.dir(), &digest, &bytes)?;
+            owner.files.commit(&digest, scratch).map_err(CompileError::Store)
+        };
+        blocking(keep).await.map_err(CompileError::Process)?
     }
 
     /// Whether it has the code, for this version of the runtime.
@@ -79,9 +82,21 @@ impl CodeCache {
         blocking(move || owner.files.verified(&digest)).await.map_err(LoadError::Read)?
     }
 
-    /// Removes a component's code; fine when it is not there. Code that runs goes on.
+    /// Gives a worker's folder the files that the component brought along; fine when there are none. They lie beside
+    /// its code there, as [`CodeSource::open`] names it.
+    pub fn link_files(&self, digest: &Digest, folder: &Path) -> io::Result<()> {
+        Files::link(self.0.files.dir(), digest, folder)
+    }
+
+    /// Takes the files of a component from a worker's folder; fine when there are none.
+    pub fn unlink_files(digest: &Digest, folder: &Path) -> io::Result<()> {
+        Files::remove(folder, digest)
+    }
+
+    /// Removes a component's code and files; fine when it is not there. Code that runs goes on.
     pub fn forget(&self, digest: &Digest) -> io::Result<()> {
-        self.0.files.remove(digest)
+        self.0.files.remove(digest)?;
+        Files::remove(self.0.files.dir(), digest)
     }
 
     #[cfg(test)]
@@ -90,6 +105,7 @@ impl CodeCache {
         let scratch = self.0.files.scratch().map_err(CompileError::Store)?;
         std::fs::write(scratch.path(), code).map_err(CompileError::Store)?;
         let digest = Digest::of(bytes);
+        Files::extract(self.0.files.dir(), &digest, bytes)?;
         self.0.files.commit(&digest, scratch).map_err(CompileError::Store)?;
         Ok(digest)
     }

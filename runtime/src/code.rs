@@ -18,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::cache::CodeSource;
 use crate::error::LoadError;
+use crate::files::Files;
 use crate::link::Linkers;
 use crate::runtime::blocking;
 use crate::sandbox::Pre;
@@ -29,6 +30,8 @@ const OVERHEAD: u64 = 128 << 10;
 /// Code that is mapped and linked.
 pub(crate) struct Ready {
     pub(crate) pre: Pre,
+    /// What it brought along to read.
+    pub(crate) files: Option<Files>,
     /// What it counts for against the limit: as if all of it were resident.
     bytes: u64,
 }
@@ -251,7 +254,8 @@ impl Shelf {
         let (linkers, digest) = (Arc::clone(&self.linkers), digest.clone());
         blocking(move || {
             let size = std::fs::metadata(&path).map_err(LoadError::Read)?.len();
-            Ok(Ready { pre: linkers.load(&digest, &path)?, bytes: size + OVERHEAD })
+            let files = Files::beside(&path, &digest).map_err(LoadError::Read)?;
+            Ok(Ready { pre: linkers.load(&digest, &path)?, files, bytes: size + OVERHEAD })
         })
         .await
         .map_err(LoadError::Read)?

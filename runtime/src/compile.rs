@@ -132,20 +132,11 @@ pub fn compile_to(component: &mut dyn Read, output: &mut std::fs::File) -> Resul
 
 /// Compiles in this process.
 pub(crate) fn compile_bytes(bytes: &[u8]) -> Result<(Dialect, Vec<u8>), CompileError> {
-    // A component's header has layer 1 where a core module's has layer 0.
-    match bytes.get(..8) {
-        Some([0, b'a', b's', b'm', _, _, 1, 0]) => {}
-        Some([0, b'a', b's', b'm', ..]) => {
-            return Err(CompileError::Rejected(
-                "this is a core module; wrap it as a component (target wasm32-wasip2, or `wasm-tools component new`)"
-                    .into(),
-            ));
-        }
-        _ => return Err(CompileError::Rejected("this is not WebAssembly".into())),
-    }
-    let compile = |dialect| Engine::new(&code_config(dialect))?.precompile_component(bytes);
+    let component =
+        crate::module::component_of(bytes).map_err(|why| CompileError::Rejected(first_line(why.as_bytes())))?;
+    let compile = |dialect| Engine::new(&code_config(dialect))?.precompile_component(&component);
     // An export is named in the bytes as it is. What has the name for another reason still runs, at a greater cost.
-    if !names_async(bytes)
+    if !names_async(&component)
         && let Ok(code) = compile(Dialect::Plain)
     {
         return Ok((Dialect::Plain, code));

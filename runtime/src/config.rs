@@ -75,6 +75,9 @@ pub struct PoolConfig {
 }
 
 impl PoolConfig {
+    /// The most that one memory of a sandbox can have.
+    pub const MEMORY_PER_SANDBOX: Bytes = Bytes::mib(1024);
+
     /// The pool of a host: memories of up to 1 GiB, `memory` in all, 2 MiB of each kept resident; code of a quarter of
     /// `memory`, dropped after ten minutes.
     #[must_use]
@@ -82,7 +85,7 @@ impl PoolConfig {
         Self {
             sandboxes,
             memory,
-            memory_per_sandbox: Bytes::mib(1024),
+            memory_per_sandbox: Self::MEMORY_PER_SANDBOX,
             keep_resident: Bytes::mib(2),
             code_memory: Bytes(memory.0 / 4),
             code_idle_ms: Millis::secs(600),

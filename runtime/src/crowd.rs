@@ -187,7 +187,7 @@ async fn live(
     let limits = &inner.config.limits;
     let budget_ns = limits.cpu_ms.0.saturating_mul(1_000_000);
     meter.grant(budget_ns);
-    let mut sandbox = invoke::new_sandbox(inner, meter, log).await?;
+    let mut sandbox = invoke::new_sandbox(inner, meter, log, None).await?;
     let Proxy::P3(service) = &sandbox.proxy else {
         return Err(Failure::guest("only components of WASI 0.3 can share a sandbox".into()));
     };

@@ -13,6 +13,7 @@ use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Strategy, WasmBacktraceDetails,
 };
 
+use crate::code_memory::FromFile;
 use crate::config::PoolConfig;
 use crate::error::RuntimeError;
 use crate::limits::MemoryTotal;
@@ -33,7 +34,7 @@ pub(crate) const TABLES: u32 = 16;
 pub(crate) const STACK_BYTES: usize = 512 << 10;
 
 /// Elements of one table: a Python component's have over 20,000.
-const TABLE_ELEMENTS: usize = 100_000;
+pub(crate) const TABLE_ELEMENTS: usize = 100_000;
 
 /// What a component's calls look like. Each has an engine, for what lets calls of WASI 0.3 run beside each other is paid
 /// for in every call between guest and host, and guests of WASI 0.2 have no use for it.
@@ -133,6 +134,10 @@ impl Machine {
             // The stack of one guest is never seen by another, not even through a defect of the compiler.
             config.async_stack_zeroing(true);
             config.allocation_strategy(InstanceAllocationStrategy::Pooling(pooling(pool)));
+            // Elsewhere an instruction cache has to be told, which wasmtime does by itself.
+            if cfg!(target_arch = "x86_64") {
+                config.with_custom_code_memory(Some(Arc::new(FromFile)));
+            }
             config
         })
         .map_err(unavailable)?;

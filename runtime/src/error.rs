@@ -109,8 +109,11 @@ pub enum LoadError {
         /// Why, in wasmtime's words.
         detail: String,
     },
-    /// The component exports no HTTP handler.
-    #[error("the component exports no HTTP handler: expected wasi:http/handler@0.3 or wasi:http/incoming-handler@0.2")]
+    /// The component exports no HTTP handler, and is no command.
+    #[error(
+        "the component exports no HTTP handler: expected wasi:http/handler@0.3, wasi:http/incoming-handler@0.2, or \
+         wasi:cli/run for a CGI command"
+    )]
     NoHandler,
     /// The component does not link for another reason.
     #[error("the component does not link: {0}")]

@@ -178,12 +178,6 @@ impl Instance {
         self.0.queued.load(Ordering::SeqCst)
     }
 
-    /// Whether both are the same instance, and not one that was started under the same id.
-    #[must_use]
-    pub fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-
     /// Totals since the start.
     #[must_use]
     pub fn counters(&self) -> InstanceCounters {
@@ -193,6 +187,7 @@ impl Instance {
             failures: c.failures.load(Ordering::Relaxed),
             cpu_us: c.cpu_ns.load(Ordering::Relaxed) / 1000,
             sandboxes: c.sandboxes.load(Ordering::Relaxed),
+            ..InstanceCounters::default()
         }
     }
 

@@ -24,12 +24,13 @@ use wasmtime_wasi_http::p3::bindings::Service;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView, p3};
 
 use crate::body::{GuestBody, RequestBody, ResponseBody, UploadBody, WatchedBody};
+use crate::cgi;
 use crate::crowd;
 use crate::error::{InvokeError, LoadError};
 use crate::instance::{Inner, Ticket};
 use crate::limits::{CpuMeter, Limit};
 use crate::logs::SandboxLog;
-use crate::sandbox::{Host, NoSandbox, Proxy, Sandbox};
+use crate::sandbox::{Host, NoSandbox, Pre, Proxy, Sandbox};
 use crate::usage;
 
 /// The head of a guest's answer; an error is what the guest said went wrong.
@@ -286,6 +287,13 @@ pub(crate) fn timed_out(inner: &Inner) -> Failure {
 }
 
 fn check_response(inner: &Inner, mut response: http::Response<WasiBody>) -> Result<http::Response<WasiBody>, Failure> {
+    // hyper would close the connection after it without a word, and the next request on it, of whatever app, would be lost.
+    if response.status().is_informational() {
+        return Err(Failure::guest(format!(
+            "the guest answered with {}, which is not a final status",
+            response.status()
+        )));
+    }
     // A guest must not speak in the platform's name.
     strip_internal(response.headers_mut());
     let limit = inner.config.limits.response_body_bytes;
@@ -307,9 +315,13 @@ async fn work(
     request: http::Request<WasiBody>,
     answer: AnswerSender,
 ) -> Result<(), Failure> {
+    // A command is never kept, so what was kept is none.
+    if idle.is_none() && matches!(inner.code.get().await.map_err(|e| no_code(&e))?.pre, Pre::Command(_)) {
+        return cgi::work(&inner, &meter, &log, request, answer).await;
+    }
     let mut sandbox = match idle {
         Some(sandbox) => sandbox,
-        None => new_sandbox(&inner, &meter, &log).await?,
+        None => new_sandbox(&inner, &meter, &log, None).await?,
     };
     sandbox.requests += 1;
     let (limits, host) = (&inner.config.limits, sandbox.store.data_mut());
@@ -334,8 +346,9 @@ pub(crate) async fn new_sandbox(
     inner: &Inner,
     meter: &Arc<CpuMeter>,
     log: &Arc<SandboxLog>,
+    stdio: Option<cgi::Stdio>,
 ) -> Result<Sandbox, Failure> {
-    Sandbox::new(inner, Arc::clone(meter), Arc::clone(log)).await.map_err(|why| match why {
+    Sandbox::new(inner, Arc::clone(meter), Arc::clone(log), stdio).await.map_err(|why| match why {
         NoSandbox::Limit(limit) => no_memory(inner, limit),
         NoSandbox::Guest(e) => explain(inner, meter, None, &e),
         NoSandbox::Code(e) => no_code(&e),
@@ -360,6 +373,7 @@ async fn call(
 ) -> wasmtime::Result<()> {
     let Sandbox { store, proxy, .. } = sandbox;
     match proxy {
+        Proxy::Command(_) => Err(wasmtime::Error::msg("a command has no handler")),
         Proxy::P2(proxy) => {
             let mut http = store.data_mut().http();
             let request = http.new_incoming_request(Scheme::Http, request)?;

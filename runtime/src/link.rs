@@ -11,7 +11,9 @@ use wasmtime::component::{Component, Linker};
 use wasmtime::{CustomCodeMemory, Engine};
 
 use crate::artifact;
-use crate::engine::{Dialect, Engines, code_config};
+use crate::cgi::CommandPre;
+use crate::config::PoolConfig;
+use crate::engine::{Dialect, Engines, MEMORIES, TABLE_ELEMENTS, TABLES, code_config};
 use crate::error::{LoadError, RuntimeError};
 use crate::sandbox::{Host, Pre, link};
 
@@ -40,10 +42,11 @@ impl Linkers {
             Ok(component) => link_component(&self.plain, &component),
             Err(plain) => match artifact::map(self.concurrent.engine(), verified) {
                 Ok(component) => link_component(&self.concurrent, &component),
+                // Its file carries this version's key and a right signature, so compiling it again would change nothing.
                 Err(concurrent) => {
                     let (plain, concurrent) = (format!("{plain:#}"), format!("{concurrent:#}"));
                     tracing::warn!(%digest, plain, concurrent, "compiled code does not load");
-                    Err(LoadError::Tampered { digest: digest.clone(), reason: "it was compiled by another version" })
+                    Err(LoadError::Link(concurrent))
                 }
             },
         }
@@ -83,7 +86,27 @@ pub(crate) fn check(dialect: Dialect, code: &[u8]) -> Result<(), LoadError> {
     // SAFETY: `code` comes from this very process, which compiled it; nothing of it is run.
     #[allow(unsafe_code, reason = "the only way to look at code that was compiled ahead; see SAFETY")]
     let component = unsafe { Component::deserialize(&engine, code) }.map_err(unusable)?;
+    check_size(&component)?;
     link_component(&linker, &component).map(drop)
+}
+
+/// Refuses what no sandbox of the pool could hold.
+fn check_size(component: &Component) -> Result<(), LoadError> {
+    // `None`: it instantiates what it imports, of which the platform offers nothing.
+    let Some(needs) = component.resources_required() else { return Ok(()) };
+    let memory = PoolConfig::MEMORY_PER_SANDBOX.0;
+    let checks = [
+        ("memories", u64::from(needs.num_memories), u64::from(MEMORIES)),
+        ("tables", u64::from(needs.num_tables), u64::from(TABLES)),
+        ("pages of one memory at its start", needs.max_initial_memory_size.unwrap_or(0), memory >> 16),
+        ("elements of one table at its start", needs.max_initial_table_size.unwrap_or(0), TABLE_ELEMENTS as u64),
+    ];
+    match checks.into_iter().find(|(_, wanted, most)| wanted > most) {
+        Some((what, wanted, most)) => {
+            Err(LoadError::Link(format!("it has {wanted} {what}; at most {most} are allowed")))
+        }
+        None => Ok(()),
+    }
 }
 
 fn link_component(linker: &Linker<Host>, component: &Component) -> Result<Pre, LoadError> {
@@ -91,13 +114,17 @@ fn link_component(linker: &Linker<Host>, component: &Component) -> Result<Pre, L
     let exports_handler =
         |prefix: &str| component.component_type().exports(linker.engine()).any(|(name, _)| name.starts_with(prefix));
     let mismatch = |e: wasmtime::Error| LoadError::Link(format!("{e:#}"));
+    let command = CommandPre::find(component, pre.clone());
     if exports_handler("wasi:http/handler@0.3.") {
         return wasmtime_wasi_http::p3::bindings::ServicePre::new(pre).map(Pre::P3).map_err(mismatch);
     }
     if exports_handler("wasi:http/incoming-handler@0.2.") {
         return wasmtime_wasi_http::p2::bindings::ProxyPre::new(pre).map(Pre::P2).map_err(mismatch);
     }
-    Err(LoadError::NoHandler)
+    match command {
+        Some(command) => command.map(Pre::Command).map_err(mismatch),
+        None => Err(LoadError::NoHandler),
+    }
 }
 
 /// wasmtime names the import in backticks; nothing else tells an import that is missing.

@@ -13,9 +13,11 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView, p2, p3};
 
 use crate::budget::{OverBudget, SandboxAccount};
+use crate::cgi::{Command, CommandPre, Stdio};
 use crate::egress::Hooks;
 use crate::engine::{Dialect, Machine};
 use crate::error::LoadError;
+use crate::files::Files;
 use crate::instance::Inner;
 use crate::limits::{CpuMeter, Limit, SandboxLimiter, Turn};
 use crate::logs::{GuestStream, SandboxLog};
@@ -24,6 +26,9 @@ use crate::services::Services;
 
 /// Handles that a guest may hold: resources of the host and of component instances.
 pub(crate) const HANDLES: usize = 10_000;
+
+/// The same where some may be files: each open one is a descriptor of this process.
+const HANDLES_WITH_FILES: usize = 512;
 
 /// Bytes that one call may carry from guest to host: what the host allocates before it looks at a call.
 pub(crate) const HOSTCALL_BYTES: usize = 8 << 20;
@@ -124,10 +129,19 @@ pub(crate) enum NoSandbox {
 
 impl Sandbox {
     /// Makes a store and instantiates the component in it.
-    pub(crate) async fn new(inner: &Inner, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -> Result<Self, NoSandbox> {
+    /// A command has its own environment, input and output.
+    pub(crate) async fn new(
+        inner: &Inner,
+        meter: Arc<CpuMeter>,
+        log: Arc<SandboxLog>,
+        stdio: Option<Stdio>,
+    ) -> Result<Self, NoSandbox> {
         let code = inner.code.get().await.map_err(NoSandbox::Code)?;
         let live = Live::new(&inner.machine).ok_or(NoSandbox::Limit(Limit::HostSandboxes))?;
-        let host = host(inner, live, meter, log).map_err(|OverBudget(limit)| NoSandbox::Limit(limit))?;
+        let mut host = host(inner, live, meter, log, stdio, code.files.as_ref())?;
+        if code.files.is_some() {
+            host.table.set_max_capacity(HANDLES_WITH_FILES);
+        }
         let mut store = Store::new(code.pre.engine(), host);
         store.limiter(|host| &mut host.limiter);
         store.set_hostcall_fuel(HOSTCALL_BYTES);
@@ -155,7 +169,14 @@ impl Sandbox {
     }
 }
 
-fn host(inner: &Inner, live: Live, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -> Result<Host, OverBudget> {
+fn host(
+    inner: &Inner,
+    live: Live,
+    meter: Arc<CpuMeter>,
+    log: Arc<SandboxLog>,
+    stdio: Option<Stdio>,
+    files: Option<&Files>,
+) -> Result<Host, NoSandbox> {
     let limits = &inner.config.limits;
     // As many as all requests that are in it at once may have.
     let outbound = u64::from(limits.outbound_concurrent) * u64::from(inner.config.reuse.concurrent.max(1));
@@ -166,10 +187,9 @@ fn host(inner: &Inner, live: Live, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -
         Arc::clone(&log),
         outbound,
     );
-    let ledger = Ledger::open(Arc::clone(&account))?;
+    let ledger = Ledger::open(Arc::clone(&account)).map_err(|OverBudget(limit)| NoSandbox::Limit(limit))?;
     let mut wasi = WasiCtxBuilder::new();
-    wasi.envs(&inner.env)
-        .stdout(GuestStream { log: Arc::clone(&log), stream: LogStream::Stdout })
+    wasi.stdout(GuestStream { log: Arc::clone(&log), stream: LogStream::Stdout })
         .stderr(GuestStream { log: Arc::clone(&log), stream: LogStream::Stderr })
         .allow_tcp(false)
         .allow_udp(false)
@@ -180,6 +200,13 @@ fn host(inner: &Inner, live: Live, meter: Arc<CpuMeter>, log: Arc<SandboxLog>) -
     }
     let mut http = WasiHttpCtx::new();
     http.set_field_size_limit(HEADER_BYTES);
+    match stdio {
+        Some(stdio) => stdio.apply(&mut wasi),
+        None => drop(wasi.envs(&inner.env)),
+    }
+    if let Some(files) = files {
+        files.mount(&mut wasi).map_err(NoSandbox::Guest)?;
+    }
     let mut table = ResourceTable::new();
     table.set_max_capacity(HANDLES);
     Ok(Host {
@@ -238,14 +265,16 @@ impl HostMonotonicClock for CoarseMonotonic {
     }
 }
 
-/// A component, linked: WASI 0.3's handler when it has one, else 0.2's.
+/// A component, linked: WASI 0.3's handler when it has one, else 0.2's, else a command.
 pub(crate) enum Pre {
+    Command(CommandPre),
     P2(p2::bindings::ProxyPre<Host>),
     P3(p3::bindings::ServicePre<Host>),
 }
 
 /// A component, instantiated.
 pub(crate) enum Proxy {
+    Command(Command),
     P2(p2::bindings::Proxy),
     P3(p3::bindings::Service),
 }
@@ -253,6 +282,7 @@ pub(crate) enum Proxy {
 impl Pre {
     fn engine(&self) -> &Engine {
         match self {
+            Self::Command(pre) => pre.engine(),
             Self::P2(pre) => pre.engine(),
             Self::P3(pre) => pre.engine(),
         }
@@ -260,6 +290,7 @@ impl Pre {
 
     async fn instantiate(&self, store: &mut Store<Host>) -> wasmtime::Result<Proxy> {
         Ok(match self {
+            Self::Command(pre) => Proxy::Command(pre.instantiate(store).await?),
             Self::P2(pre) => Proxy::P2(pre.instantiate_async(store).await?),
             Self::P3(pre) => Proxy::P3(pre.instantiate_async(store).await?),
         })

@@ -233,7 +233,7 @@ async fn work(shared: Arc<Shared>, until: u64) -> Part {
         if n >= until {
             return part;
         }
-        let (turn, hostile) = (n / shared.hostile_in, n % shared.hostile_in == 0);
+        let (turn, hostile) = (n / shared.hostile_in, n.is_multiple_of(shared.hostile_in));
         if hostile {
             let at = usize::try_from(turn).unwrap_or(0) % HOSTILE.len();
             let got = attack(&shared, HOSTILE[at]).await;

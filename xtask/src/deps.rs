@@ -39,6 +39,8 @@ const ENDS: &[&str] = &["marcato-tests", "marcato-benches", "xtask"];
 /// Outside crates that only these packages may name; a trailing `*` matches a prefix.
 const OWNED: &[(&str, &[&str])] = &[
     ("wasmtime*", &["marcato-runtime"]),
+    ("wit-component", &["marcato-runtime"]),
+    ("wasi-preview1-component-adapter-provider", &["marcato-runtime"]),
     ("virt", &["marcato-hostd-vm"]),
     ("landlock", &["marcato-confine"]),
     ("seccompiler", &["marcato-confine"]),

@@ -14,7 +14,7 @@ use cargo_metadata::{Metadata, MetadataCommand, Package};
 
 use crate::run::{cargo, root, run};
 use crate::wasm_target::{self, TARGET, Toolchain};
-use crate::{javascript, python};
+use crate::{javascript, python, samples};
 
 /// What was built.
 pub(crate) struct Built {
@@ -92,12 +92,19 @@ pub(crate) fn rust() -> Result<Built> {
     Ok(Built { way: toolchain.way, components: rust_components(&toolchain)?, skipped: Vec::new() })
 }
 
-/// Builds every guest.
+/// Builds every guest and every sample.
 pub(crate) fn build() -> Result<Built> {
-    let Built { way, mut components, mut skipped } = rust()?;
-    for (name, result) in
-        [("guest-javascript", javascript::build(&folder())), ("guest-python", python::build(&folder()))]
-    {
+    let toolchain = wasm_target::ensure()?;
+    let mut components = rust_components(&toolchain)?;
+    let mut skipped = Vec::new();
+    let others = root().join("tests/guests");
+    let to = |name: &str| folder().join(format!("{name}.wasm"));
+    let mut results = vec![
+        ("guest-javascript", javascript::build(&others.join("javascript/app.js"), &to("guest-javascript"))),
+        ("guest-python", python::build(&others.join("python/app.py"), &to("guest-python"))),
+    ];
+    results.extend(samples::build(&toolchain, &folder()));
+    for (name, result) in results {
         // What the tests print in place of a result.
         let note = folder().join(format!("{name}.skipped"));
         match result {
@@ -111,7 +118,7 @@ pub(crate) fn build() -> Result<Built> {
             }
         }
     }
-    Ok(Built { way, components, skipped })
+    Ok(Built { way: toolchain.way, components, skipped })
 }
 
 fn rust_components(toolchain: &Toolchain) -> Result<Vec<PathBuf>> {

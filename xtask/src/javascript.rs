@@ -13,13 +13,12 @@ use crate::run::{has_program, output, root};
 
 const PACKAGES: [&str; 2] = ["@bytecodealliance/componentize-js@0.23.0", "esbuild@0.28.2"];
 
-/// Builds it; the error is the reason for leaving it out.
-pub(crate) fn build(folder: &Path) -> Result<PathBuf, String> {
-    let sources = root().join("tests/guests/javascript");
+/// Builds a component from one JavaScript or TypeScript file; the error is the reason for leaving it out.
+pub(crate) fn build(source: &Path, to: &Path) -> Result<PathBuf, String> {
+    let tools = root().join("tests/guests/javascript");
     let work = root().join("target/js");
-    let to = folder.join("guest-javascript.wasm");
-    if is_newer(&to, &[&sources.join("app.js"), &sources.join("componentize.mjs"), &sources.join("world.wit")]) {
-        return Ok(to);
+    if is_newer(to, &[source, &tools.join("componentize.mjs"), &tools.join("world.wit")]) {
+        return Ok(to.to_path_buf());
     }
     if !has_program("node") || !has_program("npm") {
         return Err("node and npm are not installed (Debian: sudo apt-get install nodejs npm)".into());
@@ -35,14 +34,14 @@ pub(crate) fn build(folder: &Path) -> Result<PathBuf, String> {
         output(clean(&mut npm).current_dir(&work)).map_err(|e| fail("npm install failed", e))?;
         fs::write(&stamp, PACKAGES.join(" ")).map_err(|e| e.to_string())?;
     }
-    for name in ["app.js", "componentize.mjs", "world.wit"] {
-        fs::copy(sources.join(name), work.join(name)).map_err(|e| format!("{name}: {e}"))?;
+    for name in ["componentize.mjs", "world.wit"] {
+        fs::copy(tools.join(name), work.join(name)).map_err(|e| format!("{name}: {e}"))?;
     }
-    eprintln!("xtask: componentizing JavaScript (7 to 30 s, once)");
-    let made = work.join("guest-javascript.wasm");
+    eprintln!("xtask: componentizing {} (7 to 30 s, once)", source.display());
+    let made = work.join("made.wasm");
     let mut node = Command::new("timeout");
-    node.args(["300", "node", "componentize.mjs"]).arg(&made).stderr(Stdio::piped());
+    node.args(["300", "node", "componentize.mjs"]).arg(source).arg(&made).stderr(Stdio::piped());
     output(clean(&mut node).current_dir(&work)).map_err(|e| fail("componentize-js failed", e))?;
-    copy_if_changed(&made, &to).and_then(|()| touch(&to)).map_err(|e| fail("copy", e))?;
-    Ok(to)
+    copy_if_changed(&made, to).and_then(|()| touch(to)).map_err(|e| fail("copy failed", e))?;
+    Ok(to.to_path_buf())
 }

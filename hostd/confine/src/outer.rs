@@ -83,9 +83,15 @@ fn wait(child: Pid, parent: Pid, watch: Option<&OwnedFd>, pipe: &OwnedFd) -> Res
     }
     let _ = seal::seal_outer(getpid(), child);
     loop {
+        // Before the first poll, too: a child that ended before the signals were held back left none behind.
+        match waitpid(child, Some(WaitPidFlag::WNOHANG))? {
+            WaitStatus::Exited(_, code) => return Ok(code),
+            WaitStatus::Signaled(_, signal, _) => return Ok(die_of(signal)),
+            _ => {}
+        }
         let mut ends = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         ends.extend(watch.map(|w| PollFd::new(w.as_fd(), PollFlags::POLLIN)));
-        // A signal that came before the descriptor did is still pending, so it is not missed.
+        // From here on a signal stays pending until it is read.
         match poll(&mut ends, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(e),
@@ -100,11 +106,6 @@ fn wait(child: Pid, parent: Pid, watch: Option<&OwnedFd>, pipe: &OwnedFd) -> Res
                 // It may be gone already; then its end is about to be told.
                 let _ = kill(child, Signal::SIGTERM);
             }
-        }
-        match waitpid(child, Some(WaitPidFlag::WNOHANG))? {
-            WaitStatus::Exited(_, code) => return Ok(code),
-            WaitStatus::Signaled(_, signal, _) => return Ok(die_of(signal)),
-            _ => {}
         }
     }
 }

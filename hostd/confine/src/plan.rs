@@ -27,6 +27,9 @@ pub struct Plan {
     pub read_write: Vec<PathBuf>,
     /// Descriptors above 2 that stay open; all others are closed.
     pub keep_open: Vec<RawFd>,
+    /// Whether code becomes executable by being mapped from its file alone. Then no memory can be made executable, and
+    /// as no file can be written, nothing that the process writes can be run.
+    pub mapped_code: bool,
     /// Most open descriptors.
     pub open_files: u64,
     /// Most threads. Counted where the process has a user namespace of its own; else the kernel would count all
@@ -63,6 +66,8 @@ impl Plan {
             read_only,
             read_write: Vec::new(),
             keep_open,
+            // The runtime does so on this platform (`marcato_runtime`, `code_memory`).
+            mapped_code: cfg!(target_arch = "x86_64"),
             open_files: 65_536,
             threads: 512,
             address_space: None,

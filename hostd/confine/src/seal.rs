@@ -23,7 +23,7 @@ pub fn seal(plan: &Plan, report: &mut ConfinementReport) -> Result<(), ConfineEr
     prctl::set_dumpable(false).map_err(step("hide memory from processes of the same user"))?;
     report.had(Measure::NotDumpable, "");
     let rules = match plan.profile {
-        Profile::Worker => system_calls::worker(getpid())?,
+        Profile::Worker => system_calls::worker(getpid(), plan.mapped_code)?,
         Profile::Compiler => system_calls::compiler(getpid())?,
     };
     match install(rules)? {

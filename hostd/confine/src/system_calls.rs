@@ -116,6 +116,9 @@ const SERVER: Calls = &[
     libc::SYS_dup,
 ];
 
+/// Files that apps brought along, as wasmtime-wasi opens them and lets guests handle them: all of them are read-only.
+const BUNDLED_FILES: Calls = &[libc::SYS_openat2, libc::SYS_fadvise64, libc::SYS_fsync, libc::SYS_fdatasync];
+
 #[cfg(target_arch = "x86_64")]
 const SERVER_OLD: Calls = &[libc::SYS_epoll_wait, libc::SYS_poll];
 #[cfg(not(target_arch = "x86_64"))]
@@ -143,12 +146,18 @@ const SOCKET_OPTIONS: &[(i32, &[i32])] = &[
 ];
 
 /// A worker.
-pub(crate) fn worker(own: Pid) -> Result<Rules, ConfineError> {
-    let mut list = List::new(&[COMMON, COMMON_OLD, SERVER, SERVER_OLD]);
+pub(crate) fn worker(own: Pid, mapped_code: bool) -> Result<Rules, ConfineError> {
+    let mut list = List::new(&[COMMON, COMMON_OLD, SERVER, SERVER_OLD, BUNDLED_FILES]);
     list.threads_of(own)?;
     list.when(libc::SYS_mmap, &[&[without(2, libc::PROT_EXEC)]])?;
-    // Code is mapped to be read, then made executable: never writable at once.
-    list.when(libc::SYS_mprotect, &[&[without(2, libc::PROT_EXEC)], &[without(2, libc::PROT_WRITE)]])?;
+    list.when(libc::SYS_mprotect, &[&[without(2, libc::PROT_EXEC)]])?;
+    if mapped_code {
+        // From a file, and none that this process can open can be written.
+        list.when(libc::SYS_mmap, &[&[without(2, libc::PROT_WRITE), without(3, libc::MAP_ANONYMOUS)]])?;
+    } else {
+        // Mapped to be read, then made executable: never writable at once.
+        list.when(libc::SYS_mprotect, &[&[without(2, libc::PROT_WRITE)]])?;
+    }
     list.when(libc::SYS_process_madvise, &[&[is(0, PIDFD_SELF), is(3, number(libc::MADV_DONTNEED))]])?;
     list.when(libc::SYS_ioctl, &[&[is(1, PAGEMAP_SCAN)], &[is(1, libc::FIONBIO)], &[is(1, libc::TCGETS)]])?;
     list.when(libc::SYS_socketpair, &[&[is(0, number(libc::AF_UNIX))]])?;

@@ -100,8 +100,12 @@ impl Broker {
         };
         let link = self.worker.code_file(digest);
         let linked = tokio::task::spawn_blocking({
-            let link = link.clone();
-            move || process::link_code(&verified, &link)
+            let (link, cache, digest) = (link.clone(), self.settings.cache.clone(), digest.clone());
+            move || {
+                // Before the code: code that is there has its files.
+                cache.link_files(&digest, link.parent().unwrap_or(&link))?;
+                process::link_code(&verified, &link)
+            }
         });
         match linked.await {
             Ok(Ok(())) => {}

@@ -10,7 +10,7 @@ use marcato_api::{
     Bytes, ConfinementReport, Digest, HostAddress, HostUsage, InstanceCounters, InstanceId, IsolationClass, LimitUsage,
     WorkerStatus,
 };
-use marcato_runtime::{LogSink, Services};
+use marcato_runtime::{CodeCache, LogSink, Services};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -107,6 +107,9 @@ fn sum(a: InstanceCounters, b: InstanceCounters) -> InstanceCounters {
         failures: a.failures + b.failures,
         cpu_us: a.cpu_us + b.cpu_us,
         sandboxes: a.sandboxes + b.sandboxes,
+        memory_byte_ms: a.memory_byte_ms.saturating_add(b.memory_byte_ms),
+        bytes_in: a.bytes_in + b.bytes_in,
+        bytes_out: a.bytes_out + b.bytes_out,
     }
 }
 
@@ -372,7 +375,8 @@ impl Worker {
     }
 
     pub(super) fn forget(&self, digest: &Digest) {
-        match std::fs::remove_file(self.code_file(digest)) {
+        let code = std::fs::remove_file(self.code_file(digest));
+        match code.and(CodeCache::unlink_files(digest, &self.seat.dir)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(worker = self.name, %digest, %error, "code cannot be taken from a worker's folder");
             }

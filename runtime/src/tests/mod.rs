@@ -2,6 +2,7 @@
 
 mod budgets;
 mod code;
+mod commands;
 mod guests;
 
 use std::io::Write as _;

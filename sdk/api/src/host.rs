@@ -356,10 +356,19 @@ pub struct InstanceCounters {
     pub requests: u64,
     /// Requests that trapped or gave no answer.
     pub failures: u64,
-    /// CPU time of all requests, in microseconds.
+    /// CPU time of all requests' guests, in microseconds, measured.
     pub cpu_us: u64,
     /// Sandboxes made.
     pub sandboxes: u64,
+    /// Linear memory times the time that it was held, in byte-milliseconds.
+    #[serde(default)]
+    pub memory_byte_ms: u64,
+    /// Bytes of requests, heads and bodies.
+    #[serde(default)]
+    pub bytes_in: u64,
+    /// Bytes of responses, heads and bodies.
+    #[serde(default)]
+    pub bytes_out: u64,
 }
 
 /// A service on its owner.

@@ -11,6 +11,7 @@ mod budgets;
 mod capability;
 mod confinement;
 mod event;
+pub mod files;
 mod fleet;
 mod host;
 mod host_api;

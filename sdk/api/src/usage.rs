@@ -19,9 +19,9 @@ pub struct UsageDelta {
     pub cpu_us: u64,
     /// Linear memory times the time that it was held.
     pub memory_byte_ms: u64,
-    /// Bytes of request bodies, and of responses to outbound requests.
+    /// Bytes of requests, heads and bodies.
     pub bytes_in: u64,
-    /// Bytes of response bodies, and of outbound requests.
+    /// Bytes of responses, heads and bodies.
     pub bytes_out: u64,
 }
 
@@ -216,9 +216,9 @@ pub struct UsageRow {
     pub cpu_ms: u64,
     /// Linear memory times the time that it was held; MB of 10⁶ bytes.
     pub memory_mb_s: u64,
-    /// Bytes of request bodies, and of responses to outbound requests.
+    /// Bytes of requests, heads and bodies.
     pub bytes_in: u64,
-    /// Bytes of response bodies, and of outbound requests.
+    /// Bytes of responses, heads and bodies.
     pub bytes_out: u64,
     /// The most that the app's services stored in any hour of the period.
     pub bytes_stored: u64,

@@ -4,9 +4,10 @@
 //! help. It proves nothing: the platform checks again when it compiles.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
-use marcato_api::{Grant, ServiceKind, grant_for, interface_of};
-use wasmparser::{ComponentExternalKind, ComponentTypeRef, Encoding, Parser, Payload};
+use marcato_api::{Grant, Reuse, ServiceKind, grant_for, interface_of};
+use wasmparser::{ComponentExternalKind, ComponentTypeRef, Encoding, ExternalKind, Parser, Payload};
 
 /// Longest component that the platform takes.
 pub(crate) const MAX_BYTES: usize = 64 << 20;
@@ -17,12 +18,16 @@ pub(crate) enum ComponentError {
     /// Not WebAssembly at all.
     #[error("{0} is not WebAssembly; expected a .wasm component")]
     NotWasm(String),
-    /// A core module.
+    /// A core module that is no command.
     #[error(
-        "{0} is a core module, not a component; build for wasm32-wasip2, or wrap it: wasm-tools component new MODULE.wasm --adapt \
-         wasi_snapshot_preview1.reactor.wasm -o COMPONENT.wasm"
+        "{file} is a core module that {why}; push a component (wasm32-wasip2), or a WASI 0.1 command, which runs as CGI"
     )]
-    CoreModule(String),
+    CoreModule {
+        /// Which file.
+        file: String,
+        /// What makes it no command.
+        why: String,
+    },
     /// Cut off or damaged.
     #[error("{file} is damaged: {why}")]
     Damaged {
@@ -41,7 +46,8 @@ pub(crate) enum ComponentError {
     },
     /// No HTTP handler.
     #[error(
-        "{file} has no HTTP handler: it exports {}; expected wasi:http/incoming-handler@0.2 or wasi:http/handler@0.3",
+        "{file} has no HTTP handler: it exports {}; expected wasi:http/incoming-handler@0.2, wasi:http/handler@0.3, or \
+         wasi:cli/run for a CGI command",
         if exports.is_empty() { "nothing".to_owned() } else { exports.join(", ") }
     )]
     NoHandler {
@@ -69,18 +75,42 @@ pub(crate) enum ComponentError {
         kind: ServiceKind,
     },
     /// `reuse.concurrent` with a component that cannot.
-    #[error(
-        "reuse.concurrent above 1 needs a component that exports wasi:http/handler@0.3; {0} exports the 0.2 handler"
-    )]
-    NotConcurrent(String),
+    #[error("reuse.concurrent above 1 needs a component that exports wasi:http/handler@0.3; {0} is {1}")]
+    NotConcurrent(String, Kind),
+    /// `reuse` with a command.
+    #[error("reuse.max_requests above 1 needs an HTTP handler; {0} is {1}, which is a process per request")]
+    NotReusable(String, Kind),
+}
+
+/// How a file answers HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `wasi:http/incoming-handler@0.2`.
+    Http02,
+    /// `wasi:http/handler@0.3`.
+    Http03,
+    /// A component that exports `wasi:cli/run`: CGI.
+    Command,
+    /// A core module with `_start`: CGI.
+    Module,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http02 => "a WASI 0.2 HTTP component",
+            Self::Http03 => "a WASI 0.3 HTTP component",
+            Self::Command => "a WASI command, served as CGI",
+            Self::Module => "a WASI 0.1 command, served as CGI",
+        })
+    }
 }
 
 /// What a component says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Inspected {
     imports: Vec<String>,
-    /// Whether it exports the WASI 0.3 handler.
-    p3: bool,
+    kind: Kind,
     file: String,
 }
 
@@ -103,7 +133,7 @@ pub(crate) fn inspect(bytes: &[u8], file: &str) -> Result<Inspected, ComponentEr
     for payload in Parser::new(0).parse_all(bytes) {
         match payload.map_err(damaged)? {
             Payload::Version { encoding: Encoding::Module, .. } if depth == 0 => {
-                return Err(ComponentError::CoreModule(file));
+                return inspect_module(bytes, file);
             }
             Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
             Payload::End(_) => depth = depth.saturating_sub(1),
@@ -127,16 +157,54 @@ pub(crate) fn inspect(bytes: &[u8], file: &str) -> Result<Inspected, ComponentEr
             _ => {}
         }
     }
-    let p2 = exports.iter().any(|e| is_version(e, "wasi:http/incoming-handler", "0.2"));
-    let p3 = exports.iter().any(|e| is_version(e, "wasi:http/handler", "0.3"));
-    if !p2 && !p3 {
+    let known = [
+        ("wasi:http/handler", "0.3", Kind::Http03),
+        ("wasi:http/incoming-handler", "0.2", Kind::Http02),
+        ("wasi:cli/run", "0.3", Kind::Command),
+        ("wasi:cli/run", "0.2", Kind::Command),
+    ];
+    let found = known.into_iter().find(|(name, version, _)| exports.iter().any(|e| is_version(e, name, version)));
+    let Some((_, _, kind)) = found else {
         return Err(ComponentError::NoHandler { file, exports });
-    }
+    };
     let missing: Vec<String> = imports.iter().filter(|i| grant_for(i).is_none()).cloned().collect();
     if !missing.is_empty() {
         return Err(ComponentError::NotGranted { file, imports: missing });
     }
-    Ok(Inspected { imports, p3, file })
+    Ok(Inspected { imports, kind, file })
+}
+
+/// A core module: does it export `_start`, and import nothing but WASI 0.1?
+fn inspect_module(bytes: &[u8], file: String) -> Result<Inspected, ComponentError> {
+    let damaged = |e: wasmparser::BinaryReaderError| ComponentError::Damaged {
+        file: file.clone(),
+        why: format!("{} at byte {}", e.message(), e.offset()),
+    };
+    let (mut starts, mut alien) = (false, None);
+    for payload in Parser::new(0).parse_all(bytes) {
+        match payload.map_err(damaged)? {
+            Payload::ImportSection(section) => {
+                for import in section.into_imports() {
+                    let import = import.map_err(damaged)?;
+                    if import.module != "wasi_snapshot_preview1" {
+                        alien.get_or_insert(format!("{}.{}", import.module, import.name));
+                    }
+                }
+            }
+            Payload::ExportSection(section) => {
+                for export in section {
+                    let export = export.map_err(damaged)?;
+                    starts |= export.name == "_start" && export.kind == ExternalKind::Func;
+                }
+            }
+            _ => {}
+        }
+    }
+    match alien {
+        _ if !starts => Err(ComponentError::CoreModule { file, why: "exports no _start".into() }),
+        Some(import) => Err(ComponentError::CoreModule { file, why: format!("imports {import}") }),
+        None => Ok(Inspected { imports: Vec::new(), kind: Kind::Module, file }),
+    }
 }
 
 /// `interface@0.2`, `interface@0.2.6`, `interface@0.3.0-rc-1`.
@@ -163,9 +231,20 @@ impl Inspected {
         self.imports.iter().any(|i| matches!(grant_for(i), Some(Grant::Binding(_))))
     }
 
-    /// Checks `reuse.concurrent`.
-    pub(crate) fn check_concurrent(&self, concurrent: u32) -> Result<(), ComponentError> {
-        if concurrent > 1 && !self.p3 { Err(ComponentError::NotConcurrent(self.file.clone())) } else { Ok(()) }
+    /// How it answers HTTP.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Checks `reuse`.
+    pub(crate) fn check_reuse(&self, reuse: &Reuse) -> Result<(), ComponentError> {
+        if reuse.concurrent > 1 && self.kind != Kind::Http03 {
+            return Err(ComponentError::NotConcurrent(self.file.clone(), self.kind));
+        }
+        if reuse.max_requests > 1 && matches!(self.kind, Kind::Command | Kind::Module) {
+            return Err(ComponentError::NotReusable(self.file.clone(), self.kind));
+        }
+        Ok(())
     }
 }
 
@@ -191,17 +270,44 @@ mod tests {
     fn an_http_component_passes() {
         let plain = with_handler(r#"(import "wasi:cli/environment@0.2.0" (instance))"#).unwrap();
         plain.check_bindings(&BTreeSet::new()).unwrap();
-        plain.check_concurrent(1).unwrap();
-        assert!(matches!(plain.check_concurrent(2), Err(ComponentError::NotConcurrent(_))));
+        let reuse = |max_requests, concurrent| Reuse { max_requests, concurrent, ..Reuse::default() };
+        plain.check_reuse(&reuse(9, 1)).unwrap();
+        assert!(matches!(plain.check_reuse(&reuse(9, 2)), Err(ComponentError::NotConcurrent(..))));
         let p3 = outer(r#"(instance $i) (export "wasi:http/handler@0.3.0-rc-2026-01-06" (instance $i))"#).unwrap();
-        p3.check_concurrent(9).unwrap();
+        p3.check_reuse(&reuse(9, 9)).unwrap();
+        assert_eq!((plain.kind(), p3.kind()), (Kind::Http02, Kind::Http03));
+        let both = with_handler(r#"(instance $r) (export "wasi:cli/run@0.2.6" (instance $r))"#).unwrap();
+        assert_eq!(both.kind(), Kind::Http02, "the handler counts");
+    }
+
+    #[test]
+    fn commands_pass_and_are_told() {
+        let start = r#"(import "wasi_snapshot_preview1" "proc_exit" (func (param i32))) (func (export "_start"))"#;
+        let module = |body: &str| inspect(&wat::parse_str(format!("(module {body})")).unwrap(), "m.wasm");
+        let plain = module(start).unwrap();
+        assert_eq!(plain.kind().to_string(), "a WASI 0.1 command, served as CGI");
+        plain.check_reuse(&Reuse::default()).unwrap();
+        let reuse = Reuse { max_requests: 2, ..Reuse::default() };
+        assert!(matches!(plain.check_reuse(&reuse), Err(ComponentError::NotReusable(..))));
+        for (body, why) in [
+            (r#"(func (export "_initialize"))"#, "exports no _start"),
+            (r#"(memory (export "_start") 1)"#, "exports no _start"),
+            (r#"(import "env" "system" (func)) (func (export "_start"))"#, "imports env.system"),
+        ] {
+            let error = module(body).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        for version in ["0.2.6", "0.3.0"] {
+            let command = outer(&format!(r#"(instance $i) (export "wasi:cli/run@{version}" (instance $i))"#)).unwrap();
+            assert_eq!(command.kind(), Kind::Command);
+        }
     }
 
     #[test]
     fn what_is_not_a_component_is_told_apart() {
         assert!(matches!(inspect(b"", "x"), Err(ComponentError::NotWasm(_))));
         assert!(matches!(inspect(b"#!/bin/sh", "x"), Err(ComponentError::NotWasm(_))));
-        let module = wat::parse_str("(module (func (export \"_start\")))").unwrap();
+        let module = wat::parse_str("(module (func (export \"start\")))").unwrap();
         let message = inspect(&module, "m.wasm").unwrap_err().to_string();
         assert!(message.contains("core module") && message.contains("wasm32-wasip2"), "{message}");
         assert!(matches!(inspect(b"\0asm", "x"), Err(ComponentError::Damaged { .. })));
@@ -211,8 +317,8 @@ mod tests {
 
     #[test]
     fn a_component_without_a_handler_is_refused_with_what_it_exports() {
-        let command = outer(r#"(instance $i) (export "wasi:cli/run@0.2.6" (instance $i))"#).unwrap_err();
-        assert!(command.to_string().contains("exports wasi:cli/run@0.2.6;"), "{command}");
+        let other = outer(r#"(instance $i) (export "wasi:cli/runs@0.2.6" (instance $i))"#).unwrap_err();
+        assert!(other.to_string().contains("exports wasi:cli/runs@0.2.6;"), "{other}");
         assert!(outer("").unwrap_err().to_string().contains("exports nothing"));
         // A handler inside a nested component is not the outer one's; nor is another version.
         assert!(matches!(outer(HANDLER), Err(ComponentError::NoHandler { .. })));

@@ -6,6 +6,7 @@
 mod args;
 mod component;
 mod failure;
+mod files;
 mod login;
 mod manifest;
 mod output;

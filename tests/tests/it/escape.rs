@@ -209,6 +209,8 @@ const ATTACKS: &[Attack] = &[
     // Memory that is written and run.
     attack("map-writable-code", Stop::Filter, ""),
     attack("make-data-code", Stop::Filter, ""),
+    #[cfg(target_arch = "x86_64")]
+    attack("write-then-run", Stop::Filter, ""),
     attack("memory-file", Stop::Filter, ""),
     attack("write-own-code", Stop::Without, ""),
 ];

@@ -14,6 +14,8 @@ mod hostile;
 mod lifecycle;
 mod outbound;
 mod policy;
+mod protocols;
+mod samples;
 mod security;
 mod soak;
 mod streams;

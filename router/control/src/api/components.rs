@@ -50,18 +50,35 @@ fn blob_problem(e: &BlobError) -> Problem {
     Problem::new(ProblemKind::Internal, e.to_string())
 }
 
-/// Whether the bytes begin as a component does (component-model, Binary.md): magic, version 0x0d, layer 1.
-/// Everything else is the compiler's to judge, in its own process.
+/// Whether the bytes begin as a component does (component-model, Binary.md: magic, version 0x0d, layer 1), or are a
+/// module that exports `_start`: a WASI 0.1 command. Everything else is the compiler's to judge, in its own process.
 fn check_header(bytes: &[u8]) -> ApiResult<()> {
     let why = match bytes.get(..8) {
         Some([0, b'a', b's', b'm', _, _, 1, 0]) => return Ok(()),
         Some([0, b'a', b's', b'm', _, _, 0, 0]) => {
-            "this is a core module, not a component: build for wasm32-wasip2, or wrap it with `wasm-tools component new`"
+            if exports_start(bytes) {
+                return Ok(());
+            }
+            "this is a core module without _start: push a component (wasm32-wasip2) or a WASI 0.1 command"
         }
         Some([0, b'a', b's', b'm', ..]) => "this wasm file is of a kind that is not known here",
         _ => "this is not a wasm file",
     };
     Err(Problem::new(ProblemKind::BadComponent, why))
+}
+
+/// Whether a module exports `_start`.
+fn exports_start(module: &[u8]) -> bool {
+    for payload in Parser::new(0).parse_all(module) {
+        match payload {
+            Ok(Payload::ExportSection(section)) => {
+                return section.into_iter().any(|export| export.is_ok_and(|e| e.name == "_start"));
+            }
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 /// The kinds of service that a component's imports use. `None`: it cannot be read; the compiler will say why.
@@ -116,6 +133,8 @@ mod tests {
     #[test]
     fn only_components_pass() {
         check_header(b"\0asm\x0d\0\x01\0and more").unwrap();
+        check_header(&wat::parse_str("(module (func (export \"_start\")))").unwrap()).unwrap();
+        check_header(&wat::parse_str("(module (func (export \"start\")))").unwrap()).unwrap_err();
         for bad in [&b""[..], b"\0as", b"\0asm\x01\0\0\0", b"\x7fELF\0\0\0\0", b"\0asm\x0d\0\x02\0"] {
             assert_eq!(check_header(bad).unwrap_err().kind, ProblemKind::BadComponent);
         }

@@ -34,6 +34,9 @@ pub(crate) struct Manifest {
     /// The component's file, relative to this one.
     #[schemars(with = "String")]
     pub(crate) component: PathBuf,
+    /// A folder, relative to this file, whose files the app may read at `/` (at most 10,000 files of 32 MiB together).
+    #[schemars(with = "Option<String>")]
+    pub(crate) files: Option<PathBuf>,
     /// The organization that owns the app; `default` when absent.
     #[schemars(with = "Option<String>")]
     pub(crate) org: Option<OrgName>,

@@ -99,6 +99,10 @@ pub(crate) fn run(args: HostdArgs) -> Result<()> {
         _ => None,
     };
     let program = std::env::current_exe().context("cannot tell where this program is")?;
+    let mut compile = vec!["compile-component".into()];
+    if args.require_confinement {
+        compile.push("--require-confinement".into());
+    }
     let config = HostdConfig {
         data_dir: args.data,
         id: args.id,
@@ -112,7 +116,7 @@ pub(crate) fn run(args: HostdArgs) -> Result<()> {
             Some(size) => size.0,
             None => half_of_memory()?,
         },
-        compiler: CompilerCommand::new(program.clone(), ["compile-component".into()]),
+        compiler: CompilerCommand::new(program.clone(), compile),
         allow_private_egress: args.allow_private_egress,
         outbound_ca_file: args.outbound_ca,
         worker: WorkerCommand { program, args: vec!["worker".into()], env: worker_env(args.threads) },

@@ -61,6 +61,9 @@ struct Pushed<'a> {
 
 pub(crate) async fn push(args: PushArgs, out: Output) -> Result<()> {
     let plan = read(&args, out)?;
+    if !out.json {
+        out.note(format!("{} is {}", plan.app, plan.inspected.kind()));
+    }
     let client = crate::login::client()?;
     let present = Present::read(&client, &plan.app).await?;
     plan.check_existing(&client, &present).await?;
@@ -132,7 +135,7 @@ fn report(
 fn read(args: &PushArgs, out: Output) -> Result<Plan> {
     let path = &args.path;
     let is_wasm = path.extension().is_some_and(|e| e == "wasm");
-    let (manifest, file) = if path.is_dir() || path.extension().is_some_and(|e| e == "toml") {
+    let (manifest, file, base) = if path.is_dir() || path.extension().is_some_and(|e| e == "toml") {
         let manifest_file = if path.is_dir() { path.join(FILE_NAME) } else { path.clone() };
         if !manifest_file.exists() {
             return Err(Failure::new(Code::BadComponent, format!("there is no {}", manifest_file.display()))
@@ -142,12 +145,12 @@ fn read(args: &PushArgs, out: Output) -> Result<Plan> {
         let manifest = Manifest::load(&manifest_file)?;
         let base = manifest_file.parent().unwrap_or(Path::new("."));
         let file = base.join(&manifest.component);
-        (Some(manifest), file)
+        (Some(manifest), file, base.to_owned())
     } else if is_wasm || path.is_file() {
         if path.parent().is_some_and(|dir| dir.join(FILE_NAME).exists()) {
             out.note(format!("pushing {} alone; the {FILE_NAME} beside it is not read", path.display()));
         }
-        (None, path.clone())
+        (None, path.clone(), PathBuf::new())
     } else {
         return Err(Failure::new(Code::BadComponent, format!("there is no {}", path.display())).into());
     };
@@ -164,8 +167,12 @@ fn read(args: &PushArgs, out: Output) -> Result<Plan> {
     let inspected = component::inspect(&bytes, &file.display().to_string())?;
     if let Some(manifest) = &manifest {
         inspected.check_bindings(&manifest.bindings.iter().map(|b| b.kind).collect())?;
-        inspected.check_concurrent(manifest.config().reuse.concurrent)?;
+        inspected.check_reuse(&manifest.config().reuse)?;
     }
+    let bytes = match manifest.as_ref().and_then(|m| m.files.as_ref()) {
+        Some(folder) => crate::files::bundle(bytes, &base.join(folder))?,
+        None => bytes,
+    };
     let digest = Digest::of(&bytes);
     Ok(Plan { app, manifest, bytes, digest, inspected })
 }
@@ -216,7 +223,7 @@ impl Plan {
             return Ok(());
         }
         let config = present.config();
-        self.inspected.check_concurrent(config.map_or(1, |c| c.reuse.concurrent))?;
+        self.inspected.check_reuse(&config.map_or_else(Default::default, |c| c.reuse))?;
         if !self.inspected.needs_bindings() {
             return Ok(());
         }

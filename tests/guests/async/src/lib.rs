@@ -1,6 +1,6 @@
 //! A WASI 0.3 guest: the other ABI that the platform serves. `/` says hello, `/echo` streams the body
 //! back, `/counter` tells how many requests this sandbox has served, `/sleep` waits 200 ms so that
-//! requests meet in one sandbox, `/trap` traps.
+//! requests meet in one sandbox, `/trap` traps, `/trailers` answers with one, `/socket` tries to connect.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,6 +32,16 @@ async fn serve(request: http::Request<IncomingRequestBody>) -> http::Response<Un
             full(format!("{served}\n"))
         }
         "/trap" => std::process::abort(),
+        "/trailers" => {
+            let trailers = http::HeaderMap::from_iter([(
+                http::HeaderName::from_static("x-checksum"),
+                http::HeaderValue::from_static("abc"),
+            )]);
+            return with_trailer_announced(
+                full("body\n".to_owned()).with_trailers(async { Some(Ok(trailers)) }).boxed_unsync(),
+            );
+        }
+        "/socket" => full(connect().await),
         _ => full("hello from WASI 0.3\n".to_owned()),
     };
     http::Response::new(body)
@@ -39,4 +49,20 @@ async fn serve(request: http::Request<IncomingRequestBody>) -> http::Response<Un
 
 fn full(text: String) -> UnsyncBoxBody<Bytes, ErrorCode> {
     Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn with_trailer_announced(body: UnsyncBoxBody<Bytes, ErrorCode>) -> http::Response<UnsyncBoxBody<Bytes, ErrorCode>> {
+    let mut response = http::Response::new(body);
+    response.headers_mut().insert("trailer", http::HeaderValue::from_static("x-checksum"));
+    response
+}
+
+/// What a socket says.
+async fn connect() -> String {
+    use wasip3::sockets::types::{IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, TcpSocket};
+    let address = IpSocketAddress::Ipv4(Ipv4SocketAddress { port: 80, address: (192, 0, 2, 1) });
+    match TcpSocket::create(IpAddressFamily::Ipv4) {
+        Ok(socket) => format!("connect: {:?}\n", socket.connect(address).await),
+        Err(code) => format!("create: {code:?}\n"),
+    }
 }

@@ -4,7 +4,7 @@
 //! One component, so that a test pushes once and asks for what it needs. Paths:
 //! `/` hello · `/trap` · `/panic` · `/loop` · `/alloc?mb=` · `/never` · `/sleep?ms=` · `/echo` · `/sink` ·
 //! `/big?bytes=` · `/flood?lines=` · `/say?text=` · `/env?name=` · `/headers` · `/counter` · `/outbound?url=` ·
-//! `/status?code=` · `/id`
+//! `/status?code=` · `/id` · `/socket`
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -57,6 +57,10 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
                 request.headers().iter().map(|(n, v)| format!("{n}: {}\n", String::from_utf8_lossy(v.as_bytes())));
             text(lines.collect::<String>())
         }
+        "/socket" => text(match std::net::TcpStream::connect("192.0.2.1:80") {
+            Ok(_) => "connected\n".to_owned(),
+            Err(error) => format!("{:?}\n", error.kind()),
+        }),
         "/counter" => text(format!("{served}\n")),
         "/outbound" => outbound(&query("url").unwrap_or_default()).await,
         "/status" => {

@@ -7,10 +7,12 @@
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use marcato_api::{Bytes, LogLine, LogStream, Millis, RevisionConfig};
+use http::Method;
+use marcato_api::{AppName, Bytes, LogLine, LogStream, Millis, RevisionConfig, admin_paths};
 use marcato_tests::{Admin, Answer, Cluster, ClusterOptions, Deploy, Load, Target, guest, until};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit};
 
@@ -22,8 +24,9 @@ pub(super) fn tame(c: &mut RevisionConfig) {
     c.queue = 8;
     c.limits.memory_bytes = Bytes::mib(32);
     c.limits.instance_memory_bytes = Bytes::mib(160);
-    c.limits.time_ms = Millis(1_500);
-    c.limits.cpu_ms = Millis(300);
+    // Far enough apart that a busy machine does not turn one into the other.
+    c.limits.time_ms = Millis(3_000);
+    c.limits.cpu_ms = Millis(150);
     c.limits.request_body_bytes = Bytes::kib(64);
     c.limits.response_body_bytes = Bytes::mib(1);
 }
@@ -31,7 +34,8 @@ pub(super) fn tame(c: &mut RevisionConfig) {
 /// The widest limits that there are, as good as none.
 pub(super) fn wild(c: &mut RevisionConfig) {
     c.limits.memory_bytes = Bytes::mib(1024);
-    c.limits.instance_memory_bytes = Bytes::mib(8192);
+    // What an instance may use is set aside for it on its host: more would leave no room for the other tests.
+    c.limits.instance_memory_bytes = Bytes::mib(1024);
     c.limits.time_ms = Millis::secs(600);
     c.limits.cpu_ms = Millis::secs(600);
     c.limits.request_body_bytes = Bytes::mib(1024);
@@ -89,6 +93,8 @@ pub(super) struct Arena {
     pub(super) cluster: &'static Cluster,
     pub(super) admin: Admin,
     load: Option<Load>,
+    /// Apps of this test, which go with it.
+    own: Mutex<Vec<String>>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -104,7 +110,7 @@ impl Arena {
         let permit = crate::permit().await;
         let cluster = &ground().await?.cluster;
         let load = Load::start(&cluster.app("neighbour")?, "/", 2, |answer| answer.text() == "hello\n");
-        Ok(Self { cluster, admin: cluster.admin()?, load: Some(load), _permit: permit })
+        Ok(Self { cluster, admin: cluster.admin()?, load: Some(load), own: Mutex::default(), _permit: permit })
     }
 
     /// An app that stands ready, or one that was deployed.
@@ -127,6 +133,7 @@ impl Arena {
         component: &Path,
         limits: impl FnOnce(&mut RevisionConfig),
     ) -> Result<Prey> {
+        self.own.lock().expect("not poisoned").push(name.to_owned());
         self.admin.deploy(component, &Deploy::new(name).with(limits)).await?;
         self.app(name)
     }
@@ -137,6 +144,10 @@ impl Arena {
         load.answered(20).await?;
         let report = load.stop().await;
         ensure!(report.failures.is_empty(), "the neighbour failed: {:?}", report.failures);
+        let own = std::mem::take(&mut *self.own.lock().expect("not poisoned"));
+        for app in own {
+            self.admin.raw(Method::DELETE, &admin_paths::app(&AppName::new(&app)?), "", Vec::new()).await?;
+        }
         Ok(())
     }
 }

@@ -97,11 +97,9 @@ async fn bodies_that_are_never_read_do_not_pile_up() -> Result<()> {
     let (wild, tame) = (arena.wild()?, arena.tame()?);
     let before = marcato_tests::tree_resident_bytes(arena.cluster.pid());
     let uploads = (0..8).map(|_| wild.target.request(Method::POST, "/unread", &[], blocks(480)));
-    for answer in futures::future::join_all(uploads).await {
-        // 30 MiB each: answered before they are over, which may end the connection under the upload.
-        if let Ok(answer) = answer {
-            assert_eq!(answer.text(), "unread\n");
-        }
+    // 30 MiB each: answered before they are over, which may end the connection under the upload.
+    for answer in futures::future::join_all(uploads).await.into_iter().flatten() {
+        assert!(answer.text() == "unread\n" || answer.status == 502, "{} {}", answer.status, answer.text());
     }
     let grown = marcato_tests::tree_resident_bytes(arena.cluster.pid()).saturating_sub(before);
     assert!(grown < 96 << 20, "240 MiB were sent, {} MiB are held", grown >> 20);

@@ -21,7 +21,7 @@ async fn floods_of_handles_trap_at_their_number() -> Result<()> {
         let answer = tame.get(&path(1_000_000)).await?;
         assert!(answer.status == 500 || answer.status == 504, "{kind}: {}", answer.status);
     }
-    tame.fails("/handles?kind=request&n=20000", 500, "handle").await?;
+    tame.fails("/handles?kind=request&n=20000", 500, "trapped").await?;
     let grown = tree_resident_bytes(arena.cluster.pid()).saturating_sub(before);
     assert!(grown < ROOM, "grew by {} MiB", grown >> 20);
     arena.unharmed().await

@@ -3,7 +3,8 @@
 //! Read on the wire, byte by byte: a client library would hide what an attack hopes for.
 
 use anyhow::Result;
-use marcato_tests::Socket;
+use http::Method;
+use marcato_tests::{Socket, full};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::arena::{Arena, Prey};
@@ -151,6 +152,19 @@ async fn a_status_that_is_no_final_one_is_an_error() -> Result<()> {
         assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{code}: {text}");
         assert_eq!(app.works("/").await?, "hello", "after {code}");
     }
+    // The soak found it: a 103 closed the connection between router and host, which then lost a neighbour's upload.
+    let neighbour = arena.app("neighbour")?;
+    for n in 0..60 {
+        let (attack, upload) = tokio::join!(
+            app.get("/status?code=103"),
+            neighbour.target.request(Method::POST, "/echo", &[], full("an upload"))
+        );
+        assert_eq!(attack?.status, 500);
+        let upload = upload?;
+        assert_eq!((upload.status, upload.text().as_str()), (200, "an upload"), "round {n}");
+    }
+    let answer = app.get("/status?code=103").await?;
+    app.logged(answer.header("x-request-id"), "not a final status").await?;
     for code in [0, 99, 1000, 65_535] {
         assert!(wire(&app, &format!("/status?code={code}")).await?.contains("refused"), "{code}");
     }

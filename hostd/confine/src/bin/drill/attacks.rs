@@ -354,6 +354,19 @@ fn memory(attack: &str, at: &At<'_>) -> Option<Gained> {
             let page = map(read | write, private, -1)?;
             call!(libc::SYS_mprotect, page, 4096, read | write | execute).map(|_| "memory to write and run".into())
         }),
+        #[cfg(target_arch = "x86_64")]
+        "write-then-run" => run(&|| {
+            let page = map(read | write, private, -1)?;
+            let code: *mut u8 = std::ptr::with_exposed_provenance_mut(usize::try_from(page).map_err(io::Error::other)?);
+            // mov eax, 42; ret
+            let instructions = [0xb8, 42, 0, 0, 0, 0xc3];
+            // SAFETY: the page is this function's own, and long enough.
+            unsafe { std::ptr::copy_nonoverlapping(instructions.as_ptr(), code, instructions.len()) };
+            call!(libc::SYS_mprotect, page, 4096, read | execute)?;
+            // SAFETY: the instructions above keep to the calling convention.
+            let answer = unsafe { std::mem::transmute::<*mut u8, extern "C" fn() -> i32>(code)() };
+            Ok(format!("own code answered {answer}"))
+        }),
         "memory-file" => run(&|| {
             let name = text("drill")?;
             call!(libc::SYS_memfd_create, name.as_ptr(), 0).map(|_| "a file without a name".into())
