@@ -201,9 +201,13 @@ impl SandboxAccount {
         }
     }
 
-    /// Whether more is held than the limits allow, as after [`Self::force`].
-    pub(crate) fn is_over(&self) -> bool {
-        self.held().used > self.limit || self.app.buffers.used() > self.app.buffers.limit()
+    /// The limit that is exceeded by more than `slack`, as after [`Self::force`].
+    pub(crate) fn over(&self, slack: u64) -> Option<Limit> {
+        if self.held().used > self.limit.saturating_add(slack) {
+            return Some(Limit::BufferBytes);
+        }
+        let app = &self.app.buffers;
+        (app.used() > app.limit().saturating_add(slack)).then_some(Limit::AppBufferBytes)
     }
 
     /// Whether `bytes` more would be granted now.

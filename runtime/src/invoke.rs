@@ -324,9 +324,7 @@ async fn work(
         None => new_sandbox(&inner, &meter, &log, None).await?,
     };
     sandbox.requests += 1;
-    let (limits, host) = (&inner.config.limits, sandbox.store.data_mut());
-    host.ledger.begin();
-    host.ledger.account().grant(limits.outbound_requests, limits.outbound_bytes.0, 1);
+    sandbox.begin(&inner.config.limits);
     let keep = sandbox.requests < inner.config.reuse.max_requests;
     let result = call(&mut sandbox, keep, request, answer).await;
     log.flush();

@@ -208,7 +208,6 @@ impl MemoryTotal {
 pub(crate) struct SandboxLimiter {
     memory_limit: u64,
     memory_used: u64,
-    last_growth: u64,
     table_elements: usize,
     peak: u64,
     instance: Arc<MemoryTotal>,
@@ -227,28 +226,27 @@ impl SandboxLimiter {
         host: Arc<HostTotals>,
         counters: Arc<LimitCounters>,
     ) -> Self {
-        let (memory_used, last_growth, table_elements, peak, fired) = (0, 0, 0, 0, None);
-        Self { memory_limit, memory_used, last_growth, table_elements, peak, instance, app, host, counters, fired }
-    }
-
-    fn release(&mut self, bytes: u64) {
-        self.memory_used -= bytes;
-        self.instance.release(bytes);
-        self.app.memory.release(bytes);
-        self.host.memory.release(bytes);
+        let (memory_used, table_elements, peak, fired) = (0, 0, 0, None);
+        Self { memory_limit, memory_used, table_elements, peak, instance, app, host, counters, fired }
     }
 }
 
 impl Drop for SandboxLimiter {
     fn drop(&mut self) {
-        self.release(self.memory_used);
+        self.instance.release(self.memory_used);
+        self.app.memory.release(self.memory_used);
+        self.host.memory.release(self.memory_used);
         self.counters.peak(Limit::MemoryBytes, self.peak);
         self.counters.peak(Limit::TableElements, self.table_elements as u64);
     }
 }
 
 impl ResourceLimiter for SandboxLimiter {
-    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|most| desired > most) {
+            // wasmtime would refuse it after it was counted.
+            return Ok(false);
+        }
         let growth = desired.saturating_sub(current) as u64;
         if self.memory_used.saturating_add(growth) > self.memory_limit {
             self.fired = Some(Limit::MemoryBytes);
@@ -271,14 +269,13 @@ impl ResourceLimiter for SandboxLimiter {
         }
         self.memory_used += growth;
         self.peak = self.peak.max(self.memory_used);
-        self.last_growth = growth;
         Ok(true)
     }
 
     fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
-        tracing::debug!(error = format!("{error:#}"), "memory was granted but could not be had");
-        let growth = std::mem::take(&mut self.last_growth);
-        self.release(growth);
+        // Nothing is given back: wasmtime calls this for growth that it never asked for here as well, and then what was
+        // granted before is in use. What was granted and could not be had stays counted until the sandbox ends.
+        tracing::debug!(error = format!("{error:#}"), "memory could not be had");
         Ok(())
     }
 

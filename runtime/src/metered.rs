@@ -21,7 +21,6 @@ use wasmtime_wasi_http::p3::bindings::http::types as p3;
 use wasmtime_wasi_http::{FieldMap, WasiHttpView as _, p3 as http3};
 
 use crate::budget::{OverBudget, SANDBOX_COST, SandboxAccount, charged};
-use crate::limits::Limit;
 use crate::sandbox::{HANDLES, Host};
 
 /// What a handle costs the host: its entry, its box, and a small thing in it.
@@ -34,6 +33,9 @@ const HEADER_COST: usize = 96;
 /// `2 * CALLS_PER_COUNT * HANDLE_COST`.
 const CALLS_PER_COUNT: u32 = 64;
 
+/// Handles that there may be more of at a count than at the one before, and some that no call of the guest made.
+const NEW_KEYS: u32 = 2 * CALLS_PER_COUNT + 64;
+
 /// What of a sandbox's host memory is counted here.
 pub(crate) struct Ledger {
     account: Arc<SandboxAccount>,
@@ -41,31 +43,43 @@ pub(crate) struct Ledger {
     counted: u64,
     /// What cannot be counted over: trailers on their way. Given back with the request.
     sticky: u64,
-    /// Calls since the last count, and ever.
+    /// Calls since the last count.
     calls: u32,
-    calls_ever: u32,
+    /// No key of the table is above this.
+    keys: u32,
+    /// Handles that the guest may hold.
+    handles: usize,
 }
 
 impl Ledger {
     /// Charges what a sandbox costs by itself.
-    pub(crate) fn open(account: Arc<SandboxAccount>) -> Result<Self, OverBudget> {
+    pub(crate) fn open(account: Arc<SandboxAccount>, handles: usize) -> Result<Self, OverBudget> {
         account.take(SANDBOX_COST)?;
-        Ok(Self { account, counted: 0, sticky: 0, calls: 0, calls_ever: 0 })
+        Ok(Self { account, counted: 0, sticky: 0, calls: 0, keys: NEW_KEYS, handles })
     }
 
     pub(crate) fn account(&self) -> &Arc<SandboxAccount> {
         &self.account
     }
 
+    /// Charges what is held until the next request begins or the sandbox ends.
+    pub(crate) fn hold(&mut self, bytes: u64) -> Result<(), OverBudget> {
+        self.account.take(bytes)?;
+        self.sticky += bytes;
+        Ok(())
+    }
+
     /// Another request begins in this sandbox: what the one before sent is gone.
-    pub(crate) fn begin(&mut self) {
+    pub(crate) fn begin(&mut self, table: &mut ResourceTable) {
         self.account.release(std::mem::take(&mut self.sticky));
+        if table.max_capacity() == 0 {
+            self.count(table);
+        }
     }
 
     /// One call from guest to host; counts the table over when it is time.
     pub(crate) fn call(&mut self, table: &mut ResourceTable) {
         self.calls += 1;
-        self.calls_ever = self.calls_ever.saturating_add(1);
         if self.calls >= CALLS_PER_COUNT {
             self.count(table);
         }
@@ -74,20 +88,23 @@ impl Ledger {
     /// Counts what the table really holds. A guest that holds too much gets no more handles.
     fn count(&mut self, table: &mut ResourceTable) {
         self.calls = 0;
-        // A table has no list of its entries, but their keys are small numbers that are used again.
-        let keys = self.calls_ever.saturating_mul(2).saturating_add(64).min(HANDLES as u32);
-        let held = held(table, keys);
+        let (held, live) = held(table, self.keys);
+        // A table has no list of its entries, but it makes a new key only when all below it are in use.
+        self.keys = self.keys.max(live + NEW_KEYS).min(HANDLES as u32);
         if held >= self.counted {
             self.account.force(held - self.counted);
         } else {
             self.account.release(self.counted - held);
         }
         self.counted = held;
-        let capacity = if self.account.is_over() { 0 } else { HANDLES };
-        if capacity == 0 && table.max_capacity() != 0 {
-            self.account.refused(Limit::BufferBytes);
+        // Handles are counted after they were made. Whoever is refused something else at its limit needs a few to answer.
+        let over = self.account.over(2 * u64::from(CALLS_PER_COUNT) * HANDLE_COST);
+        if let Some(limit) = over
+            && table.max_capacity() != 0
+        {
+            self.account.refused(limit);
         }
-        table.set_max_capacity(capacity);
+        table.set_max_capacity(if over.is_some() { 0 } else { self.handles });
     }
 
     /// Charges what a call is about to add to the table.
@@ -114,9 +131,10 @@ impl Host {
     }
 }
 
-/// What the resources of a table cost the host.
-fn held(table: &mut ResourceTable, keys: u32) -> u64 {
-    (0..keys).filter_map(|key| Some(HANDLE_COST + cost(table.get_any_mut(key).ok()?))).sum()
+/// What the resources of a table cost the host, and how many there are.
+fn held(table: &mut ResourceTable, keys: u32) -> (u64, u32) {
+    let costs = (0..keys).filter_map(|key| Some(HANDLE_COST + cost(table.get_any_mut(key).ok()?)));
+    costs.fold((0, 0), |(bytes, live), cost| (bytes + cost, live + 1))
 }
 
 fn cost(resource: &dyn std::any::Any) -> u64 {
@@ -298,8 +316,7 @@ fn p2_bodies(types: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<()> {
             let host = cx.data_mut();
             if let Some(trailers) = &trailers {
                 let bytes = size(host.table.get(trailers)?) as u64;
-                host.ledger.account().take(bytes)?;
-                host.ledger.sticky += bytes;
+                host.ledger.hold(bytes)?;
             }
             Ok((match Bodies::finish(&mut host.http(), body, trailers) {
                 Ok(()) => Ok(()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use marcato_api::LogStream;
+use marcato_api::{Limits, LogStream};
 use wasmtime::component::{Linker, ResourceTable};
 use wasmtime::{Engine, PoolConcurrencyLimitError, Store, UpdateDeadline};
 use wasmtime_wasi::clocks::{HostMonotonicClock, HostWallClock};
@@ -138,10 +138,7 @@ impl Sandbox {
     ) -> Result<Self, NoSandbox> {
         let code = inner.code.get().await.map_err(NoSandbox::Code)?;
         let live = Live::new(&inner.machine).ok_or(NoSandbox::Limit(Limit::HostSandboxes))?;
-        let mut host = host(inner, live, meter, log, stdio, code.files.as_ref())?;
-        if code.files.is_some() {
-            host.table.set_max_capacity(HANDLES_WITH_FILES);
-        }
+        let host = host(inner, live, meter, log, stdio, code.files.as_ref())?;
         let mut store = Store::new(code.pre.engine(), host);
         store.limiter(|host| &mut host.limiter);
         store.set_hostcall_fuel(HOSTCALL_BYTES);
@@ -167,6 +164,18 @@ impl Sandbox {
             },
         }
     }
+
+    /// A request begins in it, and none beside it.
+    pub(crate) fn begin(&mut self, limits: &Limits) {
+        let host = self.store.data_mut();
+        host.ledger.begin(&mut host.table);
+        self.grant(limits);
+    }
+
+    /// What the request that is in it, and none beside it, may ask of others.
+    pub(crate) fn grant(&self, limits: &Limits) {
+        self.store.data().ledger.account().grant(limits.outbound_requests, limits.outbound_bytes.0, 1);
+    }
 }
 
 fn host(
@@ -187,7 +196,12 @@ fn host(
         Arc::clone(&log),
         outbound,
     );
-    let ledger = Ledger::open(Arc::clone(&account)).map_err(|OverBudget(limit)| NoSandbox::Limit(limit))?;
+    let handles = if files.is_some() { HANDLES_WITH_FILES } else { HANDLES };
+    let over = |OverBudget(limit)| NoSandbox::Limit(limit);
+    let mut ledger = Ledger::open(Arc::clone(&account), handles).map_err(over)?;
+    if let Some(stdio) = &stdio {
+        ledger.hold(stdio.held).map_err(over)?;
+    }
     let mut wasi = WasiCtxBuilder::new();
     wasi.stdout(GuestStream { log: Arc::clone(&log), stream: LogStream::Stdout })
         .stderr(GuestStream { log: Arc::clone(&log), stream: LogStream::Stderr })
@@ -208,7 +222,7 @@ fn host(
         files.mount(&mut wasi).map_err(NoSandbox::Guest)?;
     }
     let mut table = ResourceTable::new();
-    table.set_max_capacity(HANDLES);
+    table.set_max_capacity(handles);
     Ok(Host {
         table,
         wasi: wasi.build(),

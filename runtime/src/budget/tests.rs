@@ -51,7 +51,8 @@ fn charges_give_themselves_back_with_the_last_reference() {
     drop(part);
     drop(account.charge(1000).expect("all of it"));
     account.force(2000);
-    assert!(account.is_over() && !account.has_room(0));
+    assert_eq!((account.over(0), account.over(1000)), (Some(Limit::BufferBytes), None));
+    assert!(!account.has_room(0));
 }
 
 #[test]
