@@ -148,9 +148,12 @@ fn gauges(
     Ok(())
 }
 
+/// Writes one limit of one instance under its labels.
+type WriteLimit<'a> = dyn FnMut(&[(&str, &str)], &LimitUsage) -> std::fmt::Result + 'a;
+
 /// Limits that were used or fired.
 fn encode_limits(encoder: &mut DescriptorEncoder<'_>, all: Numbers<'_>) -> std::fmt::Result {
-    let each = |write: &mut dyn FnMut(&[(&str, &str)], &LimitUsage) -> std::fmt::Result| {
+    let each = |write: &mut WriteLimit<'_>| {
         for one in all {
             for limit in &one.limits {
                 let [app, revision, instance] = one.labels();

@@ -70,10 +70,15 @@ impl Drop for Place {
     }
 }
 
-/// Whether requests of this instance share sandboxes. Those that come before its code was first mapped do not.
-pub(crate) fn is_shared(inner: &Inner) -> bool {
+/// Whether requests of this instance are to share sandboxes, if its component can.
+pub(crate) fn may_share(inner: &Inner) -> bool {
     let reuse = &inner.config.reuse;
-    reuse.concurrent > 1 && reuse.max_requests > 1 && inner.code.is_concurrent()
+    reuse.concurrent > 1 && reuse.max_requests > 1
+}
+
+/// Whether they do. Known once its code was mapped.
+pub(crate) fn is_shared(inner: &Inner) -> bool {
+    may_share(inner) && inner.code.is_concurrent()
 }
 
 impl Crowd {

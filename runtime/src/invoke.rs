@@ -242,6 +242,14 @@ pub(crate) async fn handle(
         parts.headers.insert(HOST, HeaderValue::from_static("localhost"));
     }
     let body = UploadBody::new(body, limits, Arc::clone(&too_large), Arc::clone(&inner.limits)).boxed_unsync();
+    if crowd::may_share(inner) {
+        // Whether its requests can meet in one sandbox is known once its code is mapped.
+        match tokio::time::timeout_at(times.first_byte, inner.code.get()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => return Err(record(inner, &id, no_code(&e))),
+            Err(_) => return Err(record(inner, &id, times.head_is_late(inner))),
+        }
+    }
     let (tx, mut answer) = oneshot::channel();
     let mut running = Running::new(inner, ticket, http::Request::from_parts(parts, body), tx);
     let mut timer = std::pin::pin!(tokio::time::sleep_until(times.first_byte));

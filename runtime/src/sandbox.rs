@@ -40,10 +40,7 @@ pub(crate) const RANDOM_BYTES: u64 = 1 << 20;
 pub(crate) const HEADER_BYTES: usize = 128 << 10;
 
 /// What waits in a component of WASI 0.3: tasks (three entries each), streams (three) and host calls (one).
-pub(crate) const PENDING_CALLS: usize = 1024;
-
-/// So much more for each further request that a sandbox may serve at once.
-const PENDING_PER_REQUEST: usize = 64;
+pub(crate) const PENDING_CALLS: usize = 10_000;
 
 /// A sandbox counts as live as long as this lives.
 struct Live(Arc<Machine>);
@@ -144,8 +141,7 @@ impl Sandbox {
         store.set_hostcall_fuel(HOSTCALL_BYTES);
         store.set_max_component_handles(HANDLES);
         if let Some(pending) = store.concurrent_resource_table() {
-            let more = inner.config.reuse.concurrent.saturating_sub(1) as usize;
-            pending.set_max_capacity(PENDING_CALLS + more.saturating_mul(PENDING_PER_REQUEST));
+            pending.set_max_capacity(PENDING_CALLS);
         }
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| match store.data().meter.turn() {

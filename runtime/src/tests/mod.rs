@@ -502,7 +502,15 @@ async fn components_compile_in_a_process_of_their_own() {
     let mut cut = hello.clone();
     cut.truncate(hello.len() / 2);
     let module = wat::parse_str("(module)").expect("a module");
+    let greedy = |what: &str| {
+        let text = format!("(component (core module $m {what}) (core instance (instantiate $m)))");
+        wat::parse_str(text).expect("a component")
+    };
     for (bad, says) in [
+        (greedy(&"(memory 1)".repeat(5)), "5 memories"),
+        (greedy(&"(table 1 funcref)".repeat(17)), "17 tables"),
+        (greedy("(memory 20000)"), "20000 pages"),
+        (greedy("(table 200000 funcref)"), "200000 elements"),
         (cut, "end-of-file"),
         (module, "core module"),
         (guests::alien(), "acme:rocket/launch@1.0.0"),

@@ -34,7 +34,7 @@ async fn pushed(language: &str) -> Result<Option<(Running, Target)>> {
     let out = cluster.cli(&["push", folder.path().to_str().context("utf-8")?]).await?;
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     ensure!(out.status.success(), "{name}: {said}");
-    let kind = if matches!(language, "go" | "c" | "zig") { "served as CGI" } else { "HTTP component" };
+    let kind = if matches!(language, "c" | "zig") { "served as CGI" } else { "HTTP component" };
     ensure!(said.contains(kind), "{name}: push says what it is: {said}");
     let app = cluster.app(&name)?;
     Ok(Some((cluster, app)))
@@ -90,21 +90,6 @@ async fn python_sums_up_a_csv() -> Result<()> {
     let sums = app.request(Method::POST, "/", &[], full("name,age\nann,41\nbob,37\ncyd,30\n")).await?;
     let sums: serde_json::Value = serde_json::from_slice(&sums.body)?;
     assert_eq!((&sums["age"]["count"], &sums["age"]["mean"], &sums["name"]), (&3.into(), &36.0.into(), &().into()));
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn go_shows_a_month() -> Result<()> {
-    let Some((_cluster, app)) = pushed("go").await? else { return Ok(()) };
-    let page = app.get("/2026/11").await?;
-    assert_eq!(page.status, 200, "{}", page.text());
-    let text = page.text();
-    // The 1st of November 2026 is a Sunday: it has the first row to itself.
-    assert!(text.contains("November 2026") && text.contains("<td><td><td><td><td><td><td>1\n"), "{text}");
-    assert_eq!(app.get("/2026/13").await?.status, 400);
-    let home = app.get("/").await?;
-    assert_eq!(home.status, 302, "a client redirect: {}", home.text());
-    assert_eq!(app.request(Method::POST, "/2026/11", &[], full("x")).await?.status, 405);
     Ok(())
 }
 
