@@ -319,7 +319,7 @@ mod tests {
         let mut before = 0;
         for _ in 0..1000 {
             let now = clock.now();
-            assert!(now >= before && now % 1_000_000 == 0, "{now}");
+            assert!(now >= before && now.is_multiple_of(1_000_000), "{now}");
             before = now;
         }
         assert_eq!(CoarseWall.now().subsec_nanos() % 1_000_000, 0);
