@@ -148,6 +148,29 @@ fn gauges(
     Ok(())
 }
 
+/// Writes one limit of one instance under its labels.
+type WriteLimit<'a> = dyn FnMut(&[(&str, &str)], &LimitUsage) -> std::fmt::Result + 'a;
+
+/// Limits that were used or fired.
+fn encode_limits(encoder: &mut DescriptorEncoder<'_>, all: Numbers<'_>) -> std::fmt::Result {
+    let each = |write: &mut WriteLimit<'_>| {
+        for one in all {
+            for limit in &one.limits {
+                let [app, revision, instance] = one.labels();
+                write(&[app, revision, instance, ("limit", &*limit.name)], limit)?;
+            }
+        }
+        Ok(())
+    };
+    let mut fired = encoder.encode_descriptor("limits_fired", "How often a limit fired", None, MetricType::Counter)?;
+    each(&mut |labels, limit| ConstCounter::new(limit.fired).encode(fired.encode_family(&labels)?))?;
+    let mut used = encoder.encode_descriptor("limit_used", "What of a limit is used now", None, MetricType::Gauge)?;
+    each(&mut |labels, limit| ConstGauge::new(limit.used).encode(used.encode_family(&labels)?))?;
+    let mut peak =
+        encoder.encode_descriptor("limit_peak", "The most that was ever used of a limit", None, MetricType::Gauge)?;
+    each(&mut |labels, limit| ConstGauge::new(limit.peak).encode(peak.encode_family(&labels)?))
+}
+
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> std::fmt::Result {
     let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     ConstGauge::new(value).encode(metric)
@@ -201,14 +224,7 @@ impl Collector for Moment {
         gauges(e, all, "in_flight", "Requests that run", |i| i.in_flight.into())?;
         gauges(e, all, "queued", "Requests that wait", |i| i.queued.into())?;
         gauges(e, all, "ready", "Whether the instance takes requests", |i| (i.phase == InstancePhase::Ready).into())?;
-        let mut fired = e.encode_descriptor("limits_fired", "How often a limit fired", None, MetricType::Counter)?;
-        for one in all {
-            for limit in &one.limits {
-                let [app, revision, instance] = one.labels();
-                let labels = [app, revision, instance, ("limit", &*limit.name)];
-                ConstCounter::new(limit.fired).encode(fired.encode_family(&labels)?)?;
-            }
-        }
+        encode_limits(e, all)?;
         self.encode_ingress(e)?;
         self.encode_workers(e)?;
         gauge(e, "resident_bytes", "Resident memory of the daemon and its workers", self.usage.resident_bytes.0)?;

@@ -6,18 +6,20 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty};
-use marcato_api::ProblemKind;
-use tokio::time::{Instant, Sleep, sleep_until};
+use marcato_api::{Limits, ProblemKind};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use crate::error::InvokeError;
 use crate::invoke::{self, Failure, Running};
-use crate::limits::Limit;
+use crate::limits::{Limit, LimitCounters};
+use crate::usage;
 
 /// Any error of a body's source.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -86,6 +88,8 @@ pub(crate) struct GuestBody {
     /// Taken when a guest works on after its response.
     running: Option<Running>,
     timer: Pin<Box<Sleep>>,
+    /// Runs while the client waits for the guest.
+    idle: Idle,
     deadline: Instant,
     request_id: Arc<str>,
     announced: Option<u64>,
@@ -102,8 +106,9 @@ impl GuestBody {
         announced: Option<u64>,
     ) -> Self {
         let timer = Box::pin(sleep_until(deadline));
+        let idle = Idle::new(&running.inner().config.limits);
         let (running, ahead) = (Some(running), VecDeque::new());
-        Self { body, ahead, running, timer, deadline, request_id, announced, sent: 0, ended: false }
+        Self { body, ahead, running, timer, idle, deadline, request_id, announced, sent: 0, ended: false }
     }
 
     /// Takes what the guest has made already. A short answer is whole then: it goes out in one piece and with
@@ -130,7 +135,10 @@ impl GuestBody {
             return self.fail(failure);
         }
         match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => self.count(frame),
+            Poll::Ready(Some(Ok(frame))) => {
+                self.idle.moved();
+                self.count(frame)
+            }
             Poll::Ready(Some(Err(e))) => self.fail_with(format!("the guest's response body failed: {e}")),
             Poll::Ready(None) => {
                 self.ended = true;
@@ -141,11 +149,19 @@ impl GuestBody {
                 }
             }
             Poll::Pending => {
-                ready!(self.timer.as_mut().poll(cx));
+                let late = self.timer.as_mut().poll(cx).is_ready();
+                if !late {
+                    ready!(self.idle.poll(cx));
+                }
                 match &self.running {
-                    Some(running) => {
+                    Some(running) if late => {
                         let failure = invoke::timed_out(running.inner());
                         self.fail(failure)
+                    }
+                    Some(running) => {
+                        let detail =
+                            format!("limit {} reached: response cut", usage::named(running.inner(), Limit::IdleMs));
+                        self.fail(Failure::limit(ProblemKind::TimedOut, Limit::IdleMs, detail))
                     }
                     None => self.fail_with("its time is over".into()),
                 }
@@ -258,17 +274,48 @@ impl Body for WatchedBody {
     }
 }
 
-/// A request body that is cut at its limit.
+/// How long one side waits for the other; the time that a slow reader takes is not counted.
+struct Idle {
+    after: Duration,
+    since: Option<Pin<Box<Sleep>>>,
+}
+
+impl Idle {
+    fn new(limits: &Limits) -> Self {
+        Self { after: limits.idle_ms.into(), since: None }
+    }
+
+    /// There was something: the next wait begins anew.
+    fn moved(&mut self) {
+        self.since = None;
+    }
+
+    /// There is nothing. Ready when that was so for too long.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let after = self.after;
+        self.since.get_or_insert_with(|| Box::pin(sleep(after))).as_mut().poll(cx)
+    }
+}
+
+/// A request body that is cut at its limit, or when the client sends nothing for too long.
 pub(crate) struct UploadBody {
     body: RequestBody,
     left: u64,
     limit: u64,
     exceeded: Arc<AtomicBool>,
+    idle: Idle,
+    counters: Arc<LimitCounters>,
 }
 
 impl UploadBody {
-    pub(crate) fn new(body: RequestBody, limit: u64, exceeded: Arc<AtomicBool>) -> Self {
-        Self { body, left: limit, limit, exceeded }
+    pub(crate) fn new(
+        body: RequestBody,
+        limits: &Limits,
+        exceeded: Arc<AtomicBool>,
+        counters: Arc<LimitCounters>,
+    ) -> Self {
+        let limit = limits.request_body_bytes.0;
+        Self { body, left: limit, limit, exceeded, idle: Idle::new(limits), counters }
     }
 }
 
@@ -277,11 +324,17 @@ impl Body for UploadBody {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-            Some(Ok(frame)) => frame,
-            Some(Err(_)) => return Poll::Ready(Some(Err(Error::ConnectionTerminated))),
-            None => return Poll::Ready(None),
+        let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Ready(Some(Err(_))) => return Poll::Ready(Some(Err(Error::ConnectionTerminated))),
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Pending => {
+                ready!(self.idle.poll(cx));
+                self.counters.count(Limit::IdleMs);
+                return Poll::Ready(Some(Err(Error::ConnectionReadTimeout)));
+            }
         };
+        self.idle.moved();
         let length = frame.data_ref().map_or(0, |data| data.len() as u64);
         match self.left.checked_sub(length) {
             Some(left) => {

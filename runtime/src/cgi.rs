@@ -28,6 +28,7 @@ use crate::limits::CpuMeter;
 use crate::logs::SandboxLog;
 use crate::sandbox::{Host, Proxy};
 
+use self::pipe::ROOM;
 pub(crate) use self::pipe::{Ending, Stdin, Stdout};
 
 /// A body of unknown length is read whole up to this, for CGI announces a length (section 4.1.2); a longer one gets 411.
@@ -106,6 +107,8 @@ pub(crate) struct Stdio {
     pub(crate) env: Vec<(String, String)>,
     pub(crate) stdin: Stdin,
     pub(crate) stdout: Stdout,
+    /// What the host holds of input and output.
+    pub(crate) held: u64,
 }
 
 impl Stdio {
@@ -125,24 +128,27 @@ pub(crate) async fn work(
     answer: AnswerSender,
 ) -> Result<(), Failure> {
     let (mut parts, body) = request.into_parts();
-    let (length, mut body) = match sized(&parts, body).await {
+    let (length, held, mut body) = match sized(&parts, body).await {
         Ok(sized) => sized,
         Err(status) => return refuse(answer, status),
     };
     let mut length = Some(length).filter(|n| *n > 0);
+    let mut held = held + 2 * ROOM as u64;
     let mut answer = answer;
     for _ in 0..=REDIRECTS {
         let Some(env) = environment::of(&inner.env, &parts, length) else {
             return refuse(answer, StatusCode::BAD_REQUEST);
         };
         let stdout = Stdout::new(answer);
-        let stdio = Stdio { env, stdin: Stdin::new(std::mem::replace(&mut body, empty())), stdout: stdout.clone() };
+        let stdio =
+            Stdio { env, stdin: Stdin::new(std::mem::replace(&mut body, empty())), stdout: stdout.clone(), held };
         match process(inner, meter, log, stdio, &stdout).await? {
             Ending::Answered => return Ok(()),
             Ending::Failed(why) => return Err(Failure::guest(why)),
             Ending::Redirected(to, back) => {
                 answer = back;
                 length = None;
+                held = 2 * ROOM as u64;
                 redirect(&mut parts, to);
             }
         }
@@ -159,6 +165,7 @@ async fn process(
     stdout: &Stdout,
 ) -> Result<Ending, Failure> {
     let mut sandbox = invoke::new_sandbox(inner, meter, log, Some(stdio)).await?;
+    sandbox.grant(&inner.config.limits);
     let Proxy::Command(command) = &sandbox.proxy else {
         return Err(Failure::guest("this component is no command".into()));
     };
@@ -190,10 +197,10 @@ fn empty() -> WasiBody {
     Empty::new().map_err(|e| match e {}).boxed_unsync()
 }
 
-/// The body and its length. Errors: the status to answer with.
-async fn sized(parts: &request::Parts, mut body: WasiBody) -> Result<(u64, WasiBody), StatusCode> {
+/// The body, its length, and how much of it the host holds. Errors: the status to answer with.
+async fn sized(parts: &request::Parts, mut body: WasiBody) -> Result<(u64, u64, WasiBody), StatusCode> {
     if let Some(length) = body.size_hint().exact().or_else(|| invoke::content_length(&parts.headers)) {
-        return Ok((length, body));
+        return Ok((length, 0, body));
     }
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -206,7 +213,8 @@ async fn sized(parts: &request::Parts, mut body: WasiBody) -> Result<(u64, WasiB
         whole.extend_from_slice(&data);
     }
     let whole = whole.freeze();
-    Ok((whole.len() as u64, Full::new(whole).map_err(|e| match e {}).boxed_unsync()))
+    let length = whole.len() as u64;
+    Ok((length, length, Full::new(whole).map_err(|e| match e {}).boxed_unsync()))
 }
 
 /// The request as section 6.2.2 has it: as if the client had asked for that path.

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use marcato_api::{AppName, Bytes, InstanceId, Millis, RevisionConfig, RevisionNumber};
+use marcato_api::{AppBudget, AppName, Bytes, InstanceId, Millis, RevisionConfig, RevisionNumber};
 
 use crate::cache::CodeSource;
 use crate::egress::Dialer;
@@ -104,6 +104,8 @@ pub struct InstanceSetup {
     pub revision: RevisionNumber,
     /// What it runs with.
     pub config: RevisionConfig,
+    /// What the operator lets its app have on this host; of several instances of an app the one that starts last decides.
+    pub budget: AppBudget,
     /// Bound services, by binding name.
     pub services: Services,
     /// Where its log lines go.

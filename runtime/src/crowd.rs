@@ -189,12 +189,14 @@ async fn live(
     meter: &Arc<CpuMeter>,
     log: &Arc<SandboxLog>,
 ) -> Outcome {
-    let budget_ns = inner.config.limits.cpu_ms.0.saturating_mul(1_000_000);
+    let limits = &inner.config.limits;
+    let budget_ns = limits.cpu_ms.0.saturating_mul(1_000_000);
     meter.grant(budget_ns);
     let mut sandbox = invoke::new_sandbox(inner, meter, log, None).await?;
     let Proxy::P3(service) = &sandbox.proxy else {
         return Err(Failure::guest("only components of WASI 0.3 can share a sandbox".into()));
     };
+    let account = Arc::clone(sandbox.store.data().ledger.account());
     let idle = Duration::from(inner.config.reuse.idle_ms).max(Duration::from_millis(10));
     let afterwards = Duration::from(inner.config.limits.time_ms);
     let result = sandbox
@@ -214,6 +216,7 @@ async fn live(
                             let id = if running.is_empty() { invoke::request_id(job.request.headers()) } else { "" };
                             log.begin(id.into());
                             meter.grant(budget_ns);
+                            account.grant(limits.outbound_requests, limits.outbound_bytes.0, inner.config.reuse.concurrent);
                             running.push(serve(accessor, service, job));
                         }
                         None => break,

@@ -3,6 +3,7 @@
 //! Which addresses may be reached is the dialer's to say (`dial`); which authorities are trusted is in `network`.
 
 mod dial;
+mod metered;
 mod network;
 
 use std::sync::Arc;
@@ -11,27 +12,31 @@ use std::time::Duration;
 use http::uri::Scheme;
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
-use marcato_api::{InstanceId, OutboundHost};
+use marcato_api::{InstanceId, Limits, OutboundHost};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 pub use self::dial::{DialError, Dialer, NetworkDialer};
+use self::metered::{Direction, Metered, Permit};
 pub(crate) use self::network::Network;
 pub use self::network::check_outbound_ca;
+use crate::budget::SandboxAccount;
 use crate::limits::{Limit, LimitCounters};
 use crate::logs::SandboxLog;
 
-/// Connections that the guests of one instance may have open at once.
-const CONNECTIONS: usize = 256;
+/// What the host may read of a response ahead of the guest; the head of a response has to fit.
+const READ_AHEAD: usize = 64 << 10;
 
 /// How long a connection, and the first byte of a response, may take when the guest does not say.
 /// The request's own time limit ends them anyway.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What is copied at once of a body of a WASI 0.3 guest; two such pieces wait in the host per body.
+pub(crate) const P3_CHUNK: usize = 64 << 10;
 
 /// How long the body of a refused request is still read.
 const REFUSED_BODY: Duration = Duration::from_secs(1);
@@ -63,7 +68,7 @@ pub(crate) struct Egress {
     instance: InstanceId,
     allowed: Vec<OutboundHost>,
     network: Network,
-    connections: Arc<Semaphore>,
+    limits: Limits,
     counters: Arc<LimitCounters>,
 }
 
@@ -72,13 +77,13 @@ impl Egress {
     pub(crate) fn new(
         instance: InstanceId,
         hosts: &[String],
+        limits: Limits,
         network: &Network,
         counters: Arc<LimitCounters>,
     ) -> Result<Self, String> {
         let allowed =
             hosts.iter().map(|text| OutboundHost::parse(text).map_err(|_| text.clone())).collect::<Result<_, _>>()?;
-        let connections = Arc::new(Semaphore::new(CONNECTIONS));
-        Ok(Self { instance, allowed, network: network.clone(), connections, counters })
+        Ok(Self { instance, allowed, network: network.clone(), limits, counters })
     }
 
     fn allows(&self, host: &str, port: u16, default_port: u16) -> bool {
@@ -91,6 +96,7 @@ impl Egress {
 pub(crate) struct Hooks {
     pub(crate) egress: Arc<Egress>,
     pub(crate) log: Arc<SandboxLog>,
+    pub(crate) account: Arc<SandboxAccount>,
 }
 
 type IoFuture = Box<dyn Future<Output = Result<(), Error>> + Send>;
@@ -104,7 +110,24 @@ impl WasiHttpHooks for Hooks {
         _processed: IoFuture,
     ) -> Box<dyn Future<Output = Result<Sent, Error>> + Send> {
         let (egress, log) = (Arc::clone(&self.egress), Arc::clone(&self.log));
-        Box::new(async move { send(&egress, &log, request, options.unwrap_or_default()).await })
+        // Before anything is allocated for it, and in the order in which a guest can help itself.
+        let admitted = target(&egress, &log, request.uri()).and_then(|target| {
+            let permit = Permit::take(&self.account, &egress.limits)?;
+            Ok((target, permit))
+        });
+        let limit = egress.limits.outbound_bytes;
+        let request = request.map(|body| Metered::new(body, Direction::Request, limit, &self.account));
+        let options = options.unwrap_or_default();
+        Box::new(async move {
+            match admitted {
+                Ok((target, permit)) => send(&egress, &log, target, permit, request, options).await,
+                Err(error) => {
+                    // A guest that still writes the body would see the body fail, and not why.
+                    let _ = tokio::time::timeout(REFUSED_BODY, discard(request.into_body())).await;
+                    Err(error)
+                }
+            }
+        })
     }
 
     // 512 KiB at most wait in the host per response, and most responses fit, so the guest can end at once.
@@ -117,32 +140,33 @@ impl WasiHttpHooks for Hooks {
     }
 
     fn p3_outgoing_body_chunk_size(&mut self) -> usize {
-        128 << 10
+        P3_CHUNK
     }
 }
 
 async fn send(
     egress: &Egress,
     log: &SandboxLog,
-    request: http::Request<WasiBody>,
+    target: Target,
+    permit: Permit,
+    request: http::Request<Metered>,
     options: RequestOptions,
 ) -> Result<Sent, Error> {
-    let (stream, permit) = match open(egress, log, request.uri(), options).await {
+    let stream = match open(egress, log, &target, options).await {
         Ok(open) => open,
         Err(error) => {
-            // A guest that still writes the body would see the body fail, and not why.
+            drop(permit);
             let _ = tokio::time::timeout(REFUSED_BODY, discard(request.into_body())).await;
             return Err(error);
         }
     };
-    let first_byte = options.first_byte_timeout.unwrap_or(TIMEOUT);
     match stream {
-        Stream::Plain(stream) => exchange(stream, request, first_byte, permit).await,
-        Stream::Tls(stream) => exchange(*stream, request, first_byte, permit).await,
+        Stream::Plain(stream) => exchange(egress, stream, request, options, permit).await,
+        Stream::Tls(stream) => exchange(egress, *stream, request, options, permit).await,
     }
 }
 
-async fn discard(mut body: WasiBody) {
+async fn discard(mut body: Metered) {
     while let Some(Ok(_)) = body.frame().await {}
 }
 
@@ -151,13 +175,15 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Checks whether the guest may ask this server, and connects.
-async fn open(
-    egress: &Egress,
-    log: &SandboxLog,
-    uri: &http::Uri,
-    options: RequestOptions,
-) -> Result<(Stream, OwnedSemaphorePermit), Error> {
+/// A server that the guest may ask.
+struct Target {
+    host: String,
+    port: u16,
+    tls: bool,
+}
+
+/// Whether the guest may ask this server.
+fn target(egress: &Egress, log: &SandboxLog, uri: &http::Uri) -> Result<Target, Error> {
     let tls = match uri.scheme() {
         Some(scheme) if *scheme == Scheme::HTTP => false,
         Some(scheme) if *scheme == Scheme::HTTPS => true,
@@ -171,17 +197,19 @@ async fn open(
     let port = authority.port_u16().unwrap_or(default_port);
     let host = authority.host();
     if !egress.allows(host, port, default_port) {
+        egress.counters.count(Limit::AllowedOutboundHosts);
         log.platform(&format!("outbound request to {host}:{port} refused: it is not in allowed_outbound_hosts"));
         return Err(Error::HttpRequestDenied);
     }
-    let Ok(permit) = Arc::clone(&egress.connections).try_acquire_owned() else {
-        egress.counters.count(Limit::OutboundConnections);
-        log.platform(&format!("limit outbound_connections ({CONNECTIONS}) reached: outbound request refused"));
-        return Err(Error::ConnectionLimitReached);
-    };
+    Ok(Target { host: host.to_owned(), port, tls })
+}
+
+/// Connects.
+async fn open(egress: &Egress, log: &SandboxLog, target: &Target, options: RequestOptions) -> Result<Stream, Error> {
+    let Target { host, port, tls } = target;
     let timeout = options.connect_timeout.unwrap_or(TIMEOUT);
     let connected = tokio::time::timeout(timeout, async {
-        let stream = connect(egress, log, host, port).await?;
+        let stream = connect(egress, log, host, *port).await?;
         if !tls {
             return Ok::<_, Error>(Stream::Plain(stream));
         }
@@ -192,7 +220,7 @@ async fn open(
         })?;
         Ok(Stream::Tls(Box::new(stream)))
     });
-    Ok((connected.await.map_err(|_| Error::ConnectionTimeout)??, permit))
+    connected.await.map_err(|_| Error::ConnectionTimeout)?
 }
 
 /// A certificate that is refused has a code of its own in `wasi:http`.
@@ -226,17 +254,20 @@ async fn connect(egress: &Egress, log: &SandboxLog, host: &str, port: u16) -> Re
 }
 
 async fn exchange(
+    egress: &Egress,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    mut request: http::Request<WasiBody>,
-    first_byte: Duration,
-    permit: OwnedSemaphorePermit,
+    mut request: http::Request<Metered>,
+    options: RequestOptions,
+    permit: Permit,
 ) -> Result<Sent, Error> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::Builder::new().max_buf_size(READ_AHEAD).handshake(TokioIo::new(stream)).await?;
     // To an origin server the request line has the path alone (RFC 9112, 3.2.1).
     let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
     *request.uri_mut() = path.parse().map_err(|_| Error::HttpRequestUriInvalid)?;
+    let over = request.body().over();
     let mut connection = Box::pin(connection);
-    let response = tokio::time::timeout(first_byte, async {
+    let response = tokio::time::timeout(options.first_byte_timeout.unwrap_or(TIMEOUT), async {
         let mut response = std::pin::pin!(sender.send_request(request));
         tokio::select! {
             biased;
@@ -249,13 +280,20 @@ async fn exchange(
     })
     .await
     .map_err(|_| Error::ConnectionReadTimeout)?;
-    let (response, open) = response?;
-    let io = async move {
-        // Held as long as the connection is.
-        let _permit = permit;
-        if open { connection.await.map_err(Error::from) } else { Ok(()) }
-    };
-    Ok((response.map(|body| body.map_err(Error::from).boxed_unsync()), Box::new(io)))
+    let limit = egress.limits.outbound_bytes;
+    // hyper says of a body that failed only that it did.
+    let size = |e| if over.is_set() { Error::HttpRequestBodySize(Some(limit.0)) } else { Error::from(e) };
+    let (response, open) = response.map_err(size)?;
+    let io = async move { if open { connection.await.map_err(Error::from) } else { Ok(()) } };
+    let response = response.map(|body| {
+        let body = body.map_err(Error::from).boxed_unsync();
+        let account = Arc::clone(permit.account());
+        Metered::new(body, Direction::Response, limit, &account)
+            .with_permit(permit)
+            .with_gap(options.between_bytes_timeout)
+            .boxed_unsync()
+    });
+    Ok((response, Box::new(io)))
 }
 
 #[cfg(test)]

@@ -30,6 +30,9 @@ pub(crate) const CORE_INSTANCES: u32 = 64;
 pub(crate) const MEMORIES: u32 = 4;
 pub(crate) const TABLES: u32 = 16;
 
+/// Stack of a guest's calls; wasmtime's own default, written down.
+pub(crate) const STACK_BYTES: usize = 512 << 10;
+
 /// Elements of one table: a Python component's have over 20,000.
 pub(crate) const TABLE_ELEMENTS: usize = 100_000;
 
@@ -82,6 +85,7 @@ pub(crate) fn code_config(dialect: Dialect) -> Config {
         .strategy(Strategy::Cranelift)
         .wasm_component_model(true)
         .epoch_interruption(true)
+        .max_wasm_stack(STACK_BYTES)
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
         // Nothing unwinds through guests but wasmtime itself, by frame pointers; a trap names its functions without
         // the offsets. Without either, code files are smaller and there is nothing to register when one is mapped.

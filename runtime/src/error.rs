@@ -139,7 +139,8 @@ pub struct InvokeError {
     pub kind: ProblemKind,
     /// No guest code ran: the request may go to another instance.
     pub not_started: bool,
-    /// Names the limit. Never what the guest said: that is in the log.
+    /// For the app's owner: names the limit and its value, as the app's log does. A client is told no more than the
+    /// kind. Never what the guest said: that is in the log alone.
     pub detail: String,
 }
 

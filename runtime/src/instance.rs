@@ -5,24 +5,26 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use marcato_api::{InstanceCounters, InstanceId, ProblemKind, RevisionConfig};
+use marcato_api::{InstanceCounters, InstanceId, LimitUsage, ProblemKind, RevisionConfig};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::body::{RequestBody, ResponseBody};
+use crate::budget::{AppAccount, Apps};
 use crate::code::CodeHandle;
 use crate::config::InstanceSetup;
 use crate::crowd::Crowd;
 use crate::egress::{Egress, Network};
 use crate::engine::Machine;
 use crate::error::{InvokeError, StartError};
-use crate::invoke;
+use crate::invoke::{self, Times};
 use crate::limits::{Limit, LimitCounters, MemoryTotal};
 use crate::logs::InstanceLog;
 use crate::sandbox::Sandbox;
 use crate::services::Services;
+use crate::usage;
 
 /// A running instance. Cheap to clone.
 #[derive(Clone)]
@@ -61,6 +63,8 @@ pub(crate) struct Inner {
     pub(crate) services: Arc<Services>,
     pub(crate) env: Arc<[(String, String)]>,
     pub(crate) memory: Arc<MemoryTotal>,
+    /// What it shares with the other instances of its app.
+    pub(crate) account: Arc<AppAccount>,
     pub(crate) limits: Arc<LimitCounters>,
     pub(crate) log: Arc<InstanceLog>,
     pub(crate) counters: Counters,
@@ -68,8 +72,8 @@ pub(crate) struct Inner {
     /// Guests that work on after their response; each is bounded by its request's deadline.
     pub(crate) afterwork: TaskTracker,
     places: Arc<Semaphore>,
-    in_flight: AtomicU32,
-    queued: AtomicU32,
+    pub(crate) in_flight: AtomicU32,
+    pub(crate) queued: AtomicU32,
     draining: AtomicBool,
     settled: Notify,
     idle: Mutex<Idle>,
@@ -110,11 +114,15 @@ impl Instance {
         code: CodeHandle,
         machine: Arc<Machine>,
         network: &Network,
+        apps: &Apps,
     ) -> Result<Self, StartError> {
-        let InstanceSetup { id, config, services, logs, .. } = setup;
+        let InstanceSetup { id, app, config, budget, services, logs, .. } = setup;
         let limits = Arc::new(LimitCounters::default());
-        let egress = Egress::new(id.clone(), &config.allowed_outbound_hosts, network, Arc::clone(&limits))
-            .map_err(StartError::OutboundPattern)?;
+        let egress =
+            Egress::new(id.clone(), &config.allowed_outbound_hosts, config.limits, network, Arc::clone(&limits))
+                .map_err(StartError::OutboundPattern)?;
+        // Last: nothing is set for an instance that does not start.
+        let account = apps.account(&app, &budget);
         let inner = Arc::new(Inner {
             id,
             machine,
@@ -123,7 +131,8 @@ impl Instance {
             services: Arc::new(services),
             env: config.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
             memory: Arc::new(MemoryTotal::new(config.limits.instance_memory_bytes.0)),
-            log: Arc::new(InstanceLog::new(logs, Arc::clone(&limits))),
+            log: Arc::new(InstanceLog::new(logs, Arc::clone(&account.log), Arc::clone(&limits))),
+            account,
             limits,
             counters: Counters::default(),
             crowd: Crowd::default(),
@@ -151,10 +160,10 @@ impl Instance {
         request: http::Request<RequestBody>,
     ) -> Result<http::Response<ResponseBody>, InvokeError> {
         let inner = &self.0;
-        let deadline = Instant::now() + Duration::from(inner.config.limits.time_ms);
+        let times = Times::new(&inner.config.limits);
         invoke::check_length(inner, &request)?;
-        let ticket = inner.admit(deadline, request.headers()).await?;
-        invoke::handle(inner, ticket, deadline, request).await
+        let ticket = inner.admit(times.deadline, request.headers()).await?;
+        invoke::handle(inner, ticket, times, request).await
     }
 
     /// Requests that run now, those whose response still streams among them.
@@ -182,10 +191,10 @@ impl Instance {
         }
     }
 
-    /// How often each limit fired, by the limit's name.
+    /// How far its limits are used, and how often each fired; without those that were neither used nor fired.
     #[must_use]
-    pub fn limits_fired(&self) -> Vec<(&'static str, u64)> {
-        self.0.limits.snapshot()
+    pub fn limits_used(&self) -> Vec<LimitUsage> {
+        usage::of(&self.0)
     }
 
     /// Refuses new requests from now on; those in flight and in the queue go on.
@@ -219,14 +228,17 @@ impl Inner {
             Ok(place) => place,
             Err(_) => self.wait(deadline, invoke::request_id(headers)).await?,
         };
-        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        let now = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        self.limits.peak(Limit::Concurrency, now.into());
         Ok(Ticket { inner: Arc::clone(self), _place: place })
     }
 
     async fn wait(&self, deadline: Instant, request_id: &str) -> Result<OwnedSemaphorePermit, InvokeError> {
         let (queue, timeout) = (self.config.queue, self.config.queue_timeout_ms);
         let queued = Queued(self);
-        if self.queued.fetch_add(1, Ordering::SeqCst) >= queue {
+        let before = self.queued.fetch_add(1, Ordering::SeqCst);
+        self.limits.peak(Limit::Queue, before.saturating_add(1).min(queue).into());
+        if before >= queue {
             drop(queued);
             let detail =
                 format!("limit queue ({queue} requests) reached beside concurrency ({})", self.config.concurrency);

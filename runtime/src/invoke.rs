@@ -8,13 +8,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::channel::oneshot;
 use futures::future::BoxFuture;
 use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::BodyExt as _;
-use marcato_api::{Bytes as ByteCount, ProblemKind, headers as names};
+use marcato_api::{Bytes as ByteCount, Limits, ProblemKind, headers as names};
 use tokio::time::Instant;
 use wasmtime::component::Accessor;
 use wasmtime_wasi::I32Exit;
@@ -30,6 +31,7 @@ use crate::instance::{Inner, Ticket};
 use crate::limits::{CpuMeter, Limit};
 use crate::logs::SandboxLog;
 use crate::sandbox::{Host, NoSandbox, Pre, Proxy, Sandbox};
+use crate::usage;
 
 /// The head of a guest's answer; an error is what the guest said went wrong.
 type Answer = Result<http::Response<WasiBody>, String>;
@@ -103,6 +105,33 @@ fn strip_internal(headers: &mut HeaderMap) {
     }
 }
 
+/// When a request is over.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Times {
+    /// The head of the response has to be there.
+    first_byte: Instant,
+    /// The whole response has to be out.
+    pub(crate) deadline: Instant,
+}
+
+impl Times {
+    /// Of a request that arrives now.
+    pub(crate) fn new(limits: &Limits) -> Self {
+        let now = Instant::now();
+        let deadline = now + Duration::from(limits.time_ms);
+        Self { first_byte: deadline.min(now + Duration::from(limits.first_byte_ms)), deadline }
+    }
+
+    /// The limit that fires when there is no head in time.
+    fn head_is_late(&self, inner: &Inner) -> Failure {
+        if self.first_byte == self.deadline {
+            return timed_out(inner);
+        }
+        let detail = format!("limit {} reached: no response", usage::named(inner, Limit::FirstByteMs));
+        Failure::limit(ProblemKind::TimedOut, Limit::FirstByteMs, detail)
+    }
+}
+
 type Work = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
 
 /// A sandbox at work on one request. Dropping it ends the sandbox.
@@ -173,6 +202,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         let used = self.meter.used_ns().saturating_sub(self.used_before_ns);
         self.inner.counters.cpu_ns.fetch_add(used, Ordering::Relaxed);
+        self.inner.limits.peak(Limit::CpuMs, used / 1_000_000);
     }
 }
 
@@ -199,7 +229,7 @@ pub(crate) fn record(inner: &Inner, request_id: &str, failure: Failure) -> Invok
 pub(crate) async fn handle(
     inner: &Arc<Inner>,
     ticket: Ticket,
-    deadline: Instant,
+    times: Times,
     request: http::Request<RequestBody>,
 ) -> Result<http::Response<ResponseBody>, InvokeError> {
     let limits = &inner.config.limits;
@@ -211,18 +241,18 @@ pub(crate) async fn handle(
         // HTTP/1.0 knows no Host; `wasi:http` demands an authority.
         parts.headers.insert(HOST, HeaderValue::from_static("localhost"));
     }
-    let body = UploadBody::new(body, limits.request_body_bytes.0, Arc::clone(&too_large)).boxed_unsync();
+    let body = UploadBody::new(body, limits, Arc::clone(&too_large), Arc::clone(&inner.limits)).boxed_unsync();
     if crowd::may_share(inner) {
         // Whether its requests can meet in one sandbox is known once its code is mapped.
-        match tokio::time::timeout_at(deadline, inner.code.get()).await {
+        match tokio::time::timeout_at(times.first_byte, inner.code.get()).await {
             Ok(Ok(_)) => {}
             Ok(Err(e)) => return Err(record(inner, &id, no_code(&e))),
-            Err(_) => return Err(record(inner, &id, timed_out(inner))),
+            Err(_) => return Err(record(inner, &id, times.head_is_late(inner))),
         }
     }
     let (tx, mut answer) = oneshot::channel();
     let mut running = Running::new(inner, ticket, http::Request::from_parts(parts, body), tx);
-    let mut timer = std::pin::pin!(tokio::time::sleep_until(deadline));
+    let mut timer = std::pin::pin!(tokio::time::sleep_until(times.first_byte));
     let head = std::future::poll_fn(|cx| {
         let done = running.poll(cx);
         if too_large.load(Ordering::Relaxed) {
@@ -240,7 +270,7 @@ pub(crate) async fn handle(
             _ if done => return Poll::Ready(Err(Failure::guest("the guest ended without a response".into()))),
             _ => {}
         }
-        timer.as_mut().poll(cx).map(|()| Err(timed_out(inner)))
+        timer.as_mut().poll(cx).map(|()| Err(times.head_is_late(inner)))
     })
     .await;
     match head.and_then(|response| check_response(inner, response)) {
@@ -248,7 +278,7 @@ pub(crate) async fn handle(
             inner.counters.requests.fetch_add(1, Ordering::Relaxed);
             let announced = content_length(response.headers());
             let (parts, body) = response.into_parts();
-            let mut body = GuestBody::new(body, running, deadline, id, announced);
+            let mut body = GuestBody::new(body, running, times.deadline, id, announced);
             std::future::poll_fn(|cx| Poll::Ready(body.read_ahead(cx))).await?;
             Ok(http::Response::from_parts(parts, ResponseBody::new(body)))
         }
@@ -302,6 +332,7 @@ async fn work(
         None => new_sandbox(&inner, &meter, &log, None).await?,
     };
     sandbox.requests += 1;
+    sandbox.begin(&inner.config.limits);
     let keep = sandbox.requests < inner.config.reuse.max_requests;
     let result = call(&mut sandbox, keep, request, answer).await;
     log.flush();
@@ -334,7 +365,7 @@ pub(crate) async fn new_sandbox(
 pub(crate) fn note_growth(inner: &Inner, log: &SandboxLog, fired: Option<Limit>) {
     if let Some(limit) = fired {
         inner.limits.count(limit);
-        log.platform(&format!("limit {} reached: memory growth was refused", named(inner, limit)));
+        log.platform(&format!("limit {} reached: memory growth was refused", usage::named(inner, limit)));
     }
 }
 
@@ -420,27 +451,41 @@ fn absolute(uri: &http::Uri, headers: &HeaderMap) -> wasmtime::Result<http::Uri>
     Ok(http::Uri::from_parts(parts)?)
 }
 
-/// A limit with its value, for people.
-fn named(inner: &Inner, limit: Limit) -> String {
-    let limits = &inner.config.limits;
-    match limit {
-        Limit::MemoryBytes => format!("memory_bytes ({})", limits.memory_bytes),
-        Limit::InstanceMemoryBytes => format!("instance_memory_bytes ({})", limits.instance_memory_bytes),
-        Limit::HostMemory => format!("host_memory ({})", ByteCount(inner.machine.totals.memory.limit())),
-        other => other.name().into(),
-    }
-}
-
 /// There was no room for a sandbox.
 fn no_memory(inner: &Inner, limit: Limit) -> Failure {
-    let detail = format!("limit {} reached: no sandbox could be made", named(inner, limit));
+    let detail = format!("limit {} reached: no sandbox could be made", usage::named(inner, limit));
     let kind = match limit {
-        Limit::InstanceMemoryBytes => ProblemKind::MemoryExhausted,
+        Limit::InstanceMemoryBytes | Limit::AppMemoryBytes | Limit::AppBufferBytes => ProblemKind::MemoryExhausted,
         Limit::HostSandboxes | Limit::HostMemory => ProblemKind::Unavailable,
         // The component asks for more than its own limit: it fails everywhere.
         _ => ProblemKind::GuestFailed,
     };
     Failure { kind, limit: Some(limit), not_started: kind != ProblemKind::GuestFailed, detail, reason: None }
+}
+
+/// The limit that a trap tells of. Those of the platform's own calls have counted themselves.
+fn of_trap(error: &wasmtime::Error) -> Option<Limit> {
+    match error.downcast_ref() {
+        Some(wasmtime::Trap::StackOverflow) => return Some(Limit::StackBytes),
+        Some(_) => return None,
+        None => {}
+    }
+    // wasmtime has words and no types for these.
+    let text = format!("{error:#}");
+    let says = |words: &str| text.contains(words);
+    if says("fuel allocated for hostcalls") {
+        Some(Limit::HostcallBytes)
+    } else if says("resource table has no free keys") {
+        Some(Limit::ResourceHandles)
+    } else if says("instance count too high") {
+        Some(Limit::CoreInstances)
+    } else if says("memory count too high") {
+        Some(Limit::Memories)
+    } else if says("table count too high") {
+        Some(Limit::Tables)
+    } else {
+        None
+    }
 }
 
 /// The component's code could not be mapped; another host may have it.
@@ -464,14 +509,14 @@ pub(crate) fn explain(inner: &Inner, meter: &CpuMeter, fired: Option<Limit>, err
         return Failure::guest(format!("the guest ended its process with status {code}"));
     }
     let reason = format!("the guest trapped: {error:#}");
-    match fired {
+    match fired.or_else(|| of_trap(error)) {
         Some(limit) => {
             let kind = match limit {
-                Limit::InstanceMemoryBytes => ProblemKind::MemoryExhausted,
+                Limit::InstanceMemoryBytes | Limit::AppMemoryBytes => ProblemKind::MemoryExhausted,
                 Limit::HostMemory => ProblemKind::Unavailable,
                 _ => ProblemKind::GuestFailed,
             };
-            let detail = format!("limit {} reached: the app failed on this request", named(inner, limit));
+            let detail = format!("limit {} reached: the app failed on this request", usage::named(inner, limit));
             let reason = Some(format!("{detail}\n{reason}"));
             Failure { kind, limit: Some(limit), not_started: false, detail, reason }
         }

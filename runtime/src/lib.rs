@@ -7,6 +7,7 @@
 
 mod artifact;
 mod body;
+mod budget;
 mod cache;
 mod cgi;
 mod code;
@@ -23,10 +24,12 @@ mod invoke;
 mod limits;
 mod link;
 mod logs;
+mod metered;
 mod module;
 mod runtime;
 mod sandbox;
 mod services;
+mod usage;
 
 pub use body::{BodyError, BoxError, RequestBody, ResponseBody};
 pub use cache::{CodeCache, CodeSource};

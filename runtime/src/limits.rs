@@ -3,101 +3,204 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use marcato_api::LimitScope;
 use nix::time::{ClockId, clock_gettime};
 use wasmtime::ResourceLimiter;
 
+use crate::budget::AppAccount;
 use crate::engine::{CORE_INSTANCES, HostTotals, MEMORIES, TABLES, TICK};
 
 /// Elements that all tables of a sandbox may have.
-const TABLE_ELEMENTS_TOTAL: usize = 1_000_000;
+pub(crate) const TABLE_ELEMENTS_TOTAL: usize = 1_000_000;
 
 macro_rules! limits {
-    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
-        /// A limit that can fire.
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $scope:ident, $by:ident;)*) => {
+        /// A limit that can fire. Each has a row in docs/limits.md.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum Limit { $($(#[$doc])* $name,)* }
 
         impl Limit {
-            const ALL: &'static [Self] = &[$(Self::$name,)*];
+            pub(crate) const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-            /// As the manifest and the metrics spell it.
+            /// As the API and the metrics spell it.
             pub(crate) const fn name(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
+            }
+
+            /// What it is counted over.
+            pub(crate) const fn scope(self) -> LimitScope {
+                match self { $(Self::$name => LimitScope::$scope,)* }
+            }
+
+            /// Who sets it.
+            #[cfg(test)]
+            pub(crate) const fn set_by(self) -> SetBy {
+                match self { $(Self::$name => SetBy::$by,)* }
             }
         }
     };
 }
 
-limits! {
-    MemoryBytes = "memory_bytes";
-    InstanceMemoryBytes = "instance_memory_bytes";
-    TimeMs = "time_ms";
-    CpuMs = "cpu_ms";
-    RequestBodyBytes = "request_body_bytes";
-    ResponseBodyBytes = "response_body_bytes";
-    Queue = "queue";
-    QueueTimeoutMs = "queue_timeout_ms";
-    LogRate = "log_rate";
-    TableElements = "table_elements";
-    /// Memory of all sandboxes of the host.
-    HostMemory = "host_memory";
-    /// Sandboxes of the whole host.
-    HostSandboxes = "host_sandboxes";
-    OutboundConnections = "outbound_connections";
+/// Who sets a limit.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SetBy {
+    /// The app's manifest, up to the operator's quota.
+    Manifest,
+    /// The operator, per app or for the host.
+    Operator,
+    /// Nobody: it is part of this build.
+    Fixed,
 }
 
-/// How often each limit fired.
+limits! {
+    MemoryBytes = "memory_bytes", Sandbox, Manifest;
+    InstanceMemoryBytes = "instance_memory_bytes", Instance, Manifest;
+    AppMemoryBytes = "app_memory_bytes", App, Operator;
+    /// Linear memory of all sandboxes of the host.
+    HostMemory = "host_memory", Host, Operator;
+    /// Sandboxes of the whole host.
+    HostSandboxes = "host_sandboxes", Host, Operator;
+    CoreInstances = "core_instances", Sandbox, Fixed;
+    Memories = "memories", Sandbox, Fixed;
+    Tables = "tables", Sandbox, Fixed;
+    TableElements = "table_elements", Sandbox, Fixed;
+    StackBytes = "stack_bytes", Sandbox, Fixed;
+    /// What the host holds for a sandbox beside its linear memory.
+    BufferBytes = "buffer_bytes", Sandbox, Manifest;
+    AppBufferBytes = "app_buffer_bytes", App, Operator;
+    /// One `fields` of `wasi:http`.
+    HeaderBytes = "header_bytes", Call, Fixed;
+    /// What one call may carry from guest to host.
+    HostcallBytes = "hostcall_bytes", Call, Fixed;
+    RandomBytes = "random_bytes", Call, Fixed;
+    ResourceHandles = "resource_handles", Sandbox, Fixed;
+    /// Tasks, streams and host calls that wait, in a component of WASI 0.3.
+    PendingCalls = "pending_calls", Sandbox, Fixed;
+    CpuMs = "cpu_ms", Request, Manifest;
+    TimeMs = "time_ms", Request, Manifest;
+    FirstByteMs = "first_byte_ms", Request, Manifest;
+    IdleMs = "idle_ms", Request, Manifest;
+    RequestBodyBytes = "request_body_bytes", Request, Manifest;
+    ResponseBodyBytes = "response_body_bytes", Request, Manifest;
+    Concurrency = "concurrency", Instance, Manifest;
+    Queue = "queue", Instance, Manifest;
+    QueueTimeoutMs = "queue_timeout_ms", Request, Manifest;
+    /// Servers that a guest may ask.
+    AllowedOutboundHosts = "allowed_outbound_hosts", Instance, Manifest;
+    OutboundRequests = "outbound_requests", Request, Manifest;
+    OutboundConcurrent = "outbound_concurrent", Request, Manifest;
+    OutboundBytes = "outbound_bytes", Request, Manifest;
+    AppOutboundConcurrent = "app_outbound_concurrent", App, Operator;
+    /// Bytes of log per second.
+    LogRate = "log_rate", App, Operator;
+    /// The longest line; what is longer goes on in the next.
+    LogLine = "log_line", Call, Fixed;
+}
+
+/// How often each limit fired, and the most that was used of those without a counter of their own.
 #[derive(Debug)]
-pub(crate) struct LimitCounters(Vec<AtomicU64>);
+pub(crate) struct LimitCounters(Vec<Counter>);
+
+#[derive(Debug, Default)]
+struct Counter {
+    fired: AtomicU64,
+    peak: AtomicU64,
+}
 
 impl Default for LimitCounters {
     fn default() -> Self {
-        Self(Limit::ALL.iter().map(|_| AtomicU64::new(0)).collect())
+        Self(Limit::ALL.iter().map(|_| Counter::default()).collect())
     }
 }
 
 impl LimitCounters {
     pub(crate) fn count(&self, limit: Limit) {
-        self.0[limit as usize].fetch_add(1, Ordering::Relaxed);
+        self.0[limit as usize].fired.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn snapshot(&self) -> Vec<(&'static str, u64)> {
-        Limit::ALL.iter().zip(&self.0).map(|(limit, n)| (limit.name(), n.load(Ordering::Relaxed))).collect()
+    /// Notes how much was used.
+    pub(crate) fn peak(&self, limit: Limit, used: u64) {
+        let peak = &self.0[limit as usize].peak;
+        // Most are below it: no write to a line that all threads read.
+        if used > peak.load(Ordering::Relaxed) {
+            peak.fetch_max(used, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn fired(&self, limit: Limit) -> u64 {
+        self.0[limit as usize].fired.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn peak_of(&self, limit: Limit) -> u64 {
+        self.0[limit as usize].peak.load(Ordering::Relaxed)
     }
 }
 
-/// Memory of all live sandboxes of one instance, or of the host: never more than its limit.
+/// A total over many, as the memory of all live sandboxes of an instance: never more than its limit.
 #[derive(Debug)]
 pub(crate) struct MemoryTotal {
     used: AtomicU64,
-    limit: u64,
+    peak: AtomicU64,
+    limit: AtomicU64,
 }
 
 impl MemoryTotal {
     pub(crate) const fn new(limit: u64) -> Self {
-        Self { used: AtomicU64::new(0), limit }
+        Self { used: AtomicU64::new(0), peak: AtomicU64::new(0), limit: AtomicU64::new(limit) }
     }
 
     pub(crate) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    pub(crate) const fn limit(&self) -> u64 {
-        self.limit
+    pub(crate) fn peak(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed)
     }
 
-    /// Counts `bytes` in, unless that would go over the limit.
-    fn take(&self, bytes: u64) -> bool {
-        self.used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|total| *total <= self.limit)
-            })
-            .is_ok()
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Another limit from now on; what is used stays used.
+    pub(crate) fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_room(&self, more: u64) -> bool {
+        self.used().checked_add(more).is_some_and(|total| total <= self.limit())
+    }
+
+    fn note(&self, used: u64) {
+        if used > self.peak.load(Ordering::Relaxed) {
+            self.peak.fetch_max(used, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts `more` in, unless that would go over the limit.
+    pub(crate) fn take(&self, more: u64) -> bool {
+        let limit = self.limit();
+        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            used.checked_add(more).filter(|total| *total <= limit)
+        });
+        match taken {
+            Ok(before) => {
+                self.note(before + more);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Counts `more` in whatever the limit says.
+    pub(crate) fn force(&self, more: u64) {
+        let before = self.used.fetch_add(more, Ordering::Relaxed);
+        self.note(before.saturating_add(more));
     }
 
     /// Gives back what was taken.
-    fn release(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    pub(crate) fn release(&self, less: u64) {
+        self.used.fetch_sub(less, Ordering::Relaxed);
     }
 }
 
@@ -105,34 +208,45 @@ impl MemoryTotal {
 pub(crate) struct SandboxLimiter {
     memory_limit: u64,
     memory_used: u64,
-    last_growth: u64,
     table_elements: usize,
+    peak: u64,
     instance: Arc<MemoryTotal>,
+    app: Arc<AppAccount>,
     host: Arc<HostTotals>,
+    counters: Arc<LimitCounters>,
     /// The limit that made a growth fail, until somebody takes it.
     pub(crate) fired: Option<Limit>,
 }
 
 impl SandboxLimiter {
-    pub(crate) fn new(memory_limit: u64, instance: Arc<MemoryTotal>, host: Arc<HostTotals>) -> Self {
-        Self { memory_limit, memory_used: 0, last_growth: 0, table_elements: 0, instance, host, fired: None }
-    }
-
-    fn release(&mut self, bytes: u64) {
-        self.memory_used -= bytes;
-        self.instance.release(bytes);
-        self.host.memory.release(bytes);
+    pub(crate) fn new(
+        memory_limit: u64,
+        instance: Arc<MemoryTotal>,
+        app: Arc<AppAccount>,
+        host: Arc<HostTotals>,
+        counters: Arc<LimitCounters>,
+    ) -> Self {
+        let (memory_used, table_elements, peak, fired) = (0, 0, 0, None);
+        Self { memory_limit, memory_used, table_elements, peak, instance, app, host, counters, fired }
     }
 }
 
 impl Drop for SandboxLimiter {
     fn drop(&mut self) {
-        self.release(self.memory_used);
+        self.instance.release(self.memory_used);
+        self.app.memory.release(self.memory_used);
+        self.host.memory.release(self.memory_used);
+        self.counters.peak(Limit::MemoryBytes, self.peak);
+        self.counters.peak(Limit::TableElements, self.table_elements as u64);
     }
 }
 
 impl ResourceLimiter for SandboxLimiter {
-    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|most| desired > most) {
+            // wasmtime would refuse it after it was counted.
+            return Ok(false);
+        }
         let growth = desired.saturating_sub(current) as u64;
         if self.memory_used.saturating_add(growth) > self.memory_limit {
             self.fired = Some(Limit::MemoryBytes);
@@ -142,20 +256,26 @@ impl ResourceLimiter for SandboxLimiter {
             self.fired = Some(Limit::InstanceMemoryBytes);
             return Ok(false);
         }
+        if !self.app.memory.take(growth) {
+            self.instance.release(growth);
+            self.fired = Some(Limit::AppMemoryBytes);
+            return Ok(false);
+        }
         if !self.host.memory.take(growth) {
             self.instance.release(growth);
+            self.app.memory.release(growth);
             self.fired = Some(Limit::HostMemory);
             return Ok(false);
         }
         self.memory_used += growth;
-        self.last_growth = growth;
+        self.peak = self.peak.max(self.memory_used);
         Ok(true)
     }
 
     fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
-        tracing::debug!(error = format!("{error:#}"), "memory was granted but could not be had");
-        let growth = std::mem::take(&mut self.last_growth);
-        self.release(growth);
+        // Nothing is given back: wasmtime calls this for growth that it never asked for here as well, and then what was
+        // granted before is in use. What was granted and could not be had stays counted until the sandbox ends.
+        tracing::debug!(error = format!("{error:#}"), "memory could not be had");
         Ok(())
     }
 

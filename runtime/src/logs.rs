@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use marcato_api::LogStream;
+use marcato_api::{Bytes as ByteCount, LogStream};
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
@@ -17,11 +17,10 @@ use crate::limits::{Limit, LimitCounters};
 use crate::services::LogSink;
 
 /// Longest line; the rest of a longer one goes on as a line of its own.
-const LINE_LIMIT: usize = 16 << 10;
+pub(crate) const LINE_LIMIT: usize = 16 << 10;
 
-/// What an instance's guests may log per second, and at once.
-const RATE_PER_SECOND: u64 = 1 << 20;
-const BURST: u64 = 2 << 20;
+/// What an app's guests may log per second when its operator set nothing. Twice as much at once.
+pub(crate) const RATE_PER_SECOND: u64 = 1 << 20;
 
 /// What the platform may add per second, so that a limit that fires at every request floods nothing.
 const PLATFORM_PER_SECOND: u64 = 64 << 10;
@@ -67,8 +66,29 @@ impl Bucket {
     }
 }
 
+/// What the guests of an app may log, over all its instances on this host.
+pub(crate) struct AppRate(Mutex<Bucket>);
+
+impl Default for AppRate {
+    fn default() -> Self {
+        Self(Mutex::new(Bucket::new(RATE_PER_SECOND, 2 * RATE_PER_SECOND, Instant::now())))
+    }
+}
+
+impl AppRate {
+    /// Another rate from now on.
+    pub(crate) fn set(&self, per_second: u64) {
+        let mut bucket = lock(&self.0);
+        (bucket.per_second, bucket.burst) = (per_second, per_second.saturating_mul(2));
+        bucket.tokens = bucket.tokens.min(bucket.burst);
+    }
+
+    pub(crate) fn per_second(&self) -> u64 {
+        lock(&self.0).per_second
+    }
+}
+
 struct Rate {
-    guest: Bucket,
     platform: Bucket,
     dropped_lines: u64,
     dropped_bytes: u64,
@@ -91,24 +111,25 @@ impl Rate {
 pub(crate) struct InstanceLog {
     sink: Arc<dyn LogSink>,
     rate: Mutex<Rate>,
+    app: Arc<AppRate>,
     counters: Arc<LimitCounters>,
 }
 
 impl InstanceLog {
-    pub(crate) fn new(sink: Arc<dyn LogSink>, counters: Arc<LimitCounters>) -> Self {
+    pub(crate) fn new(sink: Arc<dyn LogSink>, app: Arc<AppRate>, counters: Arc<LimitCounters>) -> Self {
         let now = Instant::now();
         let rate = Rate {
-            guest: Bucket::new(RATE_PER_SECOND, BURST, now),
             platform: Bucket::new(PLATFORM_PER_SECOND, PLATFORM_PER_SECOND, now),
             dropped_lines: 0,
             dropped_bytes: 0,
             reported_at: None,
         };
-        Self { sink, rate: Mutex::new(rate), counters }
+        Self { sink, rate: Mutex::new(rate), app, counters }
     }
 
-    /// A line of the platform.
+    /// A line of the platform, cut to the limit: it may quote a guest.
     pub(crate) fn platform(&self, request_id: &str, text: &str) {
+        let text = &text[..text.floor_char_boundary(LINE_LIMIT)];
         if lock(&self.rate).platform.take(text.len() as u64 + LINE_COST, Instant::now()) {
             self.sink.line(request_id, LogStream::Platform, text);
         }
@@ -117,9 +138,10 @@ impl InstanceLog {
     /// A line of a guest, or nothing when the guests' rate is used up.
     pub(crate) fn guest(&self, request_id: &str, stream: LogStream, text: &str) {
         let now = Instant::now();
+        let granted = lock(&self.app.0).take(text.len() as u64 + LINE_COST, now);
         let due = {
             let mut rate = lock(&self.rate);
-            if !rate.guest.take(text.len() as u64 + LINE_COST, now) {
+            if !granted {
                 if rate.dropped_lines == 0 {
                     self.counters.count(Limit::LogRate);
                 }
@@ -141,7 +163,10 @@ impl InstanceLog {
 
     fn report(&self, due: Option<(u64, u64)>) {
         if let Some((lines, bytes)) = due {
-            let text = format!("limit log_rate (1 MiB/s) reached: {lines} lines ({bytes} bytes) were dropped");
+            let text = format!(
+                "limit log_rate ({}/s) reached: {lines} lines ({bytes} bytes) were dropped",
+                ByteCount(self.app.per_second())
+            );
             self.sink.line("", LogStream::Platform, &text);
         }
     }
@@ -217,6 +242,7 @@ impl SandboxLog {
                     buffer.extend_from_slice(&bytes[..n]);
                     bytes = &bytes[n..];
                     if buffer.len() == LINE_LIMIT {
+                        self.instance.counters.count(Limit::LogLine);
                         self.line(stream, buffer);
                     }
                 }

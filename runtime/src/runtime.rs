@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use marcato_api::{Bytes, Digest, HostUsage};
 
+use crate::budget::Apps;
 use crate::code::{CodeShelf, CodeUsage, Policy};
 use crate::config::{InstanceSetup, RuntimeConfig};
 use crate::egress::Network;
@@ -24,6 +25,7 @@ struct Shared {
     machine: Arc<Machine>,
     shelf: CodeShelf,
     network: Network,
+    apps: Apps,
 }
 
 impl std::fmt::Debug for Runtime {
@@ -41,7 +43,7 @@ impl Runtime {
         let linkers = Arc::new(Linkers::new(&machine.engines)?);
         let policy = Policy { memory: config.pool.code_memory, idle: Duration::from(config.pool.code_idle_ms) };
         let shelf = CodeShelf::new(linkers, config.code, policy);
-        Ok(Self(Arc::new(Shared { machine: Arc::new(machine), shelf, network })))
+        Ok(Self(Arc::new(Shared { machine: Arc::new(machine), shelf, network, apps: Apps::default() })))
     }
 
     /// Maps and links code and drops it again: whether the first request will find it. A component is checked once, when
@@ -53,7 +55,8 @@ impl Runtime {
     /// Starts an instance; needs a tokio runtime around it. Its code is mapped at its first request.
     pub fn start(&self, setup: InstanceSetup, digest: &Digest) -> Result<Instance, StartError> {
         setup.config.validate()?;
-        Instance::new(setup, self.0.shelf.handle(digest), Arc::clone(&self.0.machine), &self.0.network)
+        let (code, machine) = (self.0.shelf.handle(digest), Arc::clone(&self.0.machine));
+        Instance::new(setup, code, machine, &self.0.network, &self.0.apps)
     }
 
     /// How much code is mapped.

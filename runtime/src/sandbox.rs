@@ -3,13 +3,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
 
-use marcato_api::LogStream;
+use marcato_api::{Limits, LogStream};
 use wasmtime::component::{Linker, ResourceTable};
 use wasmtime::{Engine, PoolConcurrencyLimitError, Store, UpdateDeadline};
+use wasmtime_wasi::clocks::{HostMonotonicClock, HostWallClock};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView, p2, p3};
 
+use crate::budget::{OverBudget, SandboxAccount};
 use crate::cgi::{Command, CommandPre, Stdio};
 use crate::egress::Hooks;
 use crate::engine::{Dialect, Machine};
@@ -18,19 +21,26 @@ use crate::files::Files;
 use crate::instance::Inner;
 use crate::limits::{CpuMeter, Limit, SandboxLimiter, Turn};
 use crate::logs::{GuestStream, SandboxLog};
+use crate::metered::Ledger;
 use crate::services::Services;
 
 /// Handles that a guest may hold: resources of the host and of component instances.
-const HANDLES: usize = 10_000;
+pub(crate) const HANDLES: usize = 10_000;
 
 /// The same where some may be files: each open one is a descriptor of this process.
 const HANDLES_WITH_FILES: usize = 512;
 
-/// Bytes that one call may carry from guest to host.
-const HOSTCALL_BYTES: usize = 32 << 20;
+/// Bytes that one call may carry from guest to host: what the host allocates before it looks at a call.
+pub(crate) const HOSTCALL_BYTES: usize = 8 << 20;
 
 /// Longest run of random bytes in one call.
-const RANDOM_BYTES: u64 = 1 << 20;
+pub(crate) const RANDOM_BYTES: u64 = 1 << 20;
+
+/// Header fields of one `fields`, with what they cost in memory.
+pub(crate) const HEADER_BYTES: usize = 128 << 10;
+
+/// What waits in a component of WASI 0.3: tasks (three entries each), streams (three) and host calls (one).
+pub(crate) const PENDING_CALLS: usize = 10_000;
 
 /// A sandbox counts as live as long as this lives.
 struct Live(Arc<Machine>);
@@ -59,17 +69,21 @@ pub(crate) struct Host {
     pub(crate) log: Arc<SandboxLog>,
     pub(crate) services: Arc<Services>,
     pub(crate) env: Arc<[(String, String)]>,
+    /// What the resources of the table cost the host.
+    pub(crate) ledger: Ledger,
     _live: Live,
 }
 
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
+        self.ledger.call(&mut self.table);
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
     }
 }
 
 impl WasiHttpView for Host {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.ledger.call(&mut self.table);
         WasiHttpCtxView { hooks: &mut self.hooks, table: &mut self.table, ctx: &mut self.http }
     }
 }
@@ -78,9 +92,11 @@ impl WasiHttpView for Host {
 pub(crate) fn link(linker: &mut Linker<Host>, dialect: Dialect) -> wasmtime::Result<()> {
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
+    crate::metered::link_p2(linker)?;
     if dialect == Dialect::Concurrent {
         wasmtime_wasi::p3::add_to_linker(linker)?;
         wasmtime_wasi_http::p3::add_to_linker(linker)?;
+        crate::metered::link_p3(linker)?;
     }
     crate::services::link(linker)
 }
@@ -119,14 +135,14 @@ impl Sandbox {
     ) -> Result<Self, NoSandbox> {
         let code = inner.code.get().await.map_err(NoSandbox::Code)?;
         let live = Live::new(&inner.machine).ok_or(NoSandbox::Limit(Limit::HostSandboxes))?;
-        let mut host = host(inner, live, meter, log, stdio, code.files.as_ref()).map_err(NoSandbox::Guest)?;
-        if code.files.is_some() {
-            host.table.set_max_capacity(HANDLES_WITH_FILES);
-        }
+        let host = host(inner, live, meter, log, stdio, code.files.as_ref())?;
         let mut store = Store::new(code.pre.engine(), host);
         store.limiter(|host| &mut host.limiter);
         store.set_hostcall_fuel(HOSTCALL_BYTES);
         store.set_max_component_handles(HANDLES);
+        if let Some(pending) = store.concurrent_resource_table() {
+            pending.set_max_capacity(PENDING_CALLS);
+        }
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| match store.data().meter.turn() {
             Turn::Short => Ok(UpdateDeadline::Continue(1)),
@@ -144,6 +160,18 @@ impl Sandbox {
             },
         }
     }
+
+    /// A request begins in it, and none beside it.
+    pub(crate) fn begin(&mut self, limits: &Limits) {
+        let host = self.store.data_mut();
+        host.ledger.begin(&mut host.table);
+        self.grant(limits);
+    }
+
+    /// What the request that is in it, and none beside it, may ask of others.
+    pub(crate) fn grant(&self, limits: &Limits) {
+        self.store.data().ledger.account().grant(limits.outbound_requests, limits.outbound_bytes.0, 1);
+    }
 }
 
 fn host(
@@ -153,7 +181,23 @@ fn host(
     log: Arc<SandboxLog>,
     stdio: Option<Stdio>,
     files: Option<&Files>,
-) -> wasmtime::Result<Host> {
+) -> Result<Host, NoSandbox> {
+    let limits = &inner.config.limits;
+    // As many as all requests that are in it at once may have.
+    let outbound = u64::from(limits.outbound_concurrent) * u64::from(inner.config.reuse.concurrent.max(1));
+    let account = SandboxAccount::new(
+        limits.buffer_bytes.0,
+        Arc::clone(&inner.account),
+        Arc::clone(&inner.limits),
+        Arc::clone(&log),
+        outbound,
+    );
+    let handles = if files.is_some() { HANDLES_WITH_FILES } else { HANDLES };
+    let over = |OverBudget(limit)| NoSandbox::Limit(limit);
+    let mut ledger = Ledger::open(Arc::clone(&account), handles).map_err(over)?;
+    if let Some(stdio) = &stdio {
+        ledger.hold(stdio.held).map_err(over)?;
+    }
     let mut wasi = WasiCtxBuilder::new();
     wasi.stdout(GuestStream { log: Arc::clone(&log), stream: LogStream::Stdout })
         .stderr(GuestStream { log: Arc::clone(&log), stream: LogStream::Stderr })
@@ -161,31 +205,74 @@ fn host(
         .allow_udp(false)
         .allow_ip_name_lookup(false)
         .max_random_size(RANDOM_BYTES);
+    if inner.account.coarse_clocks() {
+        wasi.wall_clock(CoarseWall).monotonic_clock(CoarseMonotonic(Instant::now()));
+    }
+    let mut http = WasiHttpCtx::new();
+    http.set_field_size_limit(HEADER_BYTES);
     match stdio {
         Some(stdio) => stdio.apply(&mut wasi),
         None => drop(wasi.envs(&inner.env)),
     }
     if let Some(files) = files {
-        files.mount(&mut wasi)?;
+        files.mount(&mut wasi).map_err(NoSandbox::Guest)?;
     }
     let mut table = ResourceTable::new();
-    table.set_max_capacity(HANDLES);
+    table.set_max_capacity(handles);
     Ok(Host {
         table,
         wasi: wasi.build(),
-        http: WasiHttpCtx::new(),
-        hooks: Hooks { egress: Arc::clone(&inner.egress), log: Arc::clone(&log) },
+        http,
+        hooks: Hooks { egress: Arc::clone(&inner.egress), log: Arc::clone(&log), account },
         limiter: SandboxLimiter::new(
-            inner.config.limits.memory_bytes.0,
+            limits.memory_bytes.0,
             Arc::clone(&inner.memory),
+            Arc::clone(&inner.account),
             Arc::clone(&inner.machine.totals),
+            Arc::clone(&inner.limits),
         ),
         meter,
         log,
         services: Arc::clone(&inner.services),
         env: Arc::clone(&inner.env),
+        ledger,
         _live: live,
     })
+}
+
+/// A tick of the clocks of apps that may not measure finely what runs beside them.
+const COARSE_TICK: Duration = Duration::from_millis(1);
+
+/// The part of `time` that is whole ticks.
+fn coarse(time: Duration) -> Duration {
+    time - Duration::from_nanos(u64::from(time.subsec_nanos()) % COARSE_TICK.as_nanos() as u64)
+}
+
+/// The time of day, in whole ticks.
+struct CoarseWall;
+
+impl HostWallClock for CoarseWall {
+    fn resolution(&self) -> Duration {
+        COARSE_TICK
+    }
+
+    fn now(&self) -> Duration {
+        // A clock before 1970 is nothing that a guest has to know.
+        coarse(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+    }
+}
+
+/// The time since a sandbox began, in whole ticks.
+struct CoarseMonotonic(Instant);
+
+impl HostMonotonicClock for CoarseMonotonic {
+    fn resolution(&self) -> u64 {
+        COARSE_TICK.as_nanos() as u64
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(coarse(self.0.elapsed()).as_nanos()).unwrap_or(u64::MAX)
+    }
 }
 
 /// A component, linked: WASI 0.3's handler when it has one, else 0.2's, else a command.
@@ -217,5 +304,25 @@ impl Pre {
             Self::P2(pre) => Proxy::P2(pre.instantiate_async(store).await?),
             Self::P3(pre) => Proxy::P3(pre.instantiate_async(store).await?),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coarse_clocks_go_in_whole_ticks() {
+        assert_eq!(coarse(Duration::from_nanos(5_000_999_999)), Duration::from_secs(5));
+        assert_eq!(coarse(Duration::from_micros(1_500)), Duration::from_millis(1));
+        let clock = CoarseMonotonic(Instant::now());
+        let mut before = 0;
+        for _ in 0..1000 {
+            let now = clock.now();
+            assert!(now >= before && now.is_multiple_of(1_000_000), "{now}");
+            before = now;
+        }
+        assert_eq!(CoarseWall.now().subsec_nanos() % 1_000_000, 0);
+        assert_eq!((clock.resolution(), CoarseWall.resolution()), (1_000_000, Duration::from_millis(1)));
     }
 }

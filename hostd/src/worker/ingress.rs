@@ -68,9 +68,10 @@ fn remove_internal(map: &mut HeaderMap) {
     }
 }
 
-fn platform_error(error: InvokeError) -> Response<ReplyBody> {
-    let InvokeError { kind, not_started, detail } = error;
-    let body = serde_json::to_vec(&Problem::new(kind, detail)).unwrap_or_default();
+fn platform_error(error: &InvokeError) -> Response<ReplyBody> {
+    // The detail is for the app's owner and is in the app's log.
+    let InvokeError { kind, not_started, .. } = *error;
+    let body = serde_json::to_vec(&Problem::new(kind, kind.title())).unwrap_or_default();
     let mut response = Response::new(reply_body(Bytes::from(body)));
     *response.status_mut() = StatusCode::from_u16(kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let map = response.headers_mut();
@@ -86,7 +87,7 @@ impl Handler for Ingress {
     async fn handle(&self, caller: &Caller, request: Request<Incoming>) -> Response<ReplyBody> {
         let (response, by_platform) = match Box::pin(self.invoke(caller, request)).await {
             Ok(response) => (response, false),
-            Err(error) => (platform_error(error), true),
+            Err(error) => (platform_error(&error), true),
         };
         self.numbers.answered(response.status(), by_platform);
         response

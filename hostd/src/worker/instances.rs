@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use marcato_api::{InstanceId, LimitScope, LimitUsage};
+use marcato_api::InstanceId;
 use marcato_runtime::{Instance, InstanceSetup, Runtime};
 
 use super::host::{self, HostLogs, HostPeer};
@@ -94,7 +94,7 @@ impl Instances {
     }
 
     fn start_one(&self, order: StartOrder) -> Result<Live, NotStarted> {
-        let StartOrder { id, app, revision, config, bindings, digest, .. } = order;
+        let StartOrder { id, app, revision, config, budget, bindings, digest, .. } = order;
         let setup = InstanceSetup {
             services: host::services(&self.peer, &id, bindings),
             logs: self.logs.sink(id.clone()),
@@ -102,6 +102,7 @@ impl Instances {
             app,
             revision,
             config,
+            budget,
         };
         let instance = self.runtime.start(setup, &digest).map_err(|e| NotStarted::Reason(chain(&e)))?;
         Ok(Live { id, instance, removed: false })
@@ -153,10 +154,6 @@ fn report(id: &InstanceId, instance: &Instance) -> InstanceReport {
         in_flight: instance.in_flight(),
         queued: instance.queued(),
         counters: instance.counters(),
-        limits: instance.limits_fired().into_iter().filter(|(_, fired)| *fired > 0).map(limit).collect(),
+        limits: instance.limits_used(),
     }
-}
-
-fn limit((name, fired): (&'static str, u64)) -> LimitUsage {
-    LimitUsage { name: name.into(), scope: LimitScope::Instance, limit: None, used: 0, peak: 0, fired }
 }

@@ -21,7 +21,7 @@ use super::head::{self, Head, Section};
 use crate::invoke::AnswerSender;
 
 /// What a command may write ahead of its client.
-const ROOM: usize = 64 << 10;
+pub(super) const ROOM: usize = 64 << 10;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Buffers and flags: usable whatever panicked.

@@ -1,5 +1,7 @@
 //! Patterns, addresses, and servers of our own over TLS.
 
+use marcato_api::Bytes as ByteCount;
+
 use super::*;
 
 fn instance() -> InstanceId {
@@ -15,7 +17,7 @@ fn network(allow_private: bool, ca_pem: Option<&str>) -> Network {
 fn patterns_match_whole_names_and_ports() {
     let egress = |hosts: &[&str]| {
         let hosts: Vec<String> = hosts.iter().map(|h| (*h).to_owned()).collect();
-        Egress::new(instance(), &hosts, &network(false, None), Arc::new(LimitCounters::default()))
+        Egress::new(instance(), &hosts, Limits::default(), &network(false, None), Arc::new(LimitCounters::default()))
     };
     let some = egress(&["api.example.org", "*.example.com", "db.internal:8080", "[2001:db8::1]:80"]).expect("valid");
     for (host, port, tls, expected) in [
@@ -156,28 +158,49 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
 }
 
 struct Guest {
-    egress: Egress,
-    log: SandboxLog,
+    egress: Arc<Egress>,
+    log: Arc<SandboxLog>,
+    account: Arc<SandboxAccount>,
+    counters: Arc<LimitCounters>,
     said: Arc<Said>,
 }
 
 impl Guest {
     fn new(network: &Network, hosts: &[String]) -> Self {
+        Self::limited(network, hosts, Limits::default())
+    }
+
+    fn limited(network: &Network, hosts: &[String], limits: Limits) -> Self {
         let counters = Arc::new(LimitCounters::default());
         let said = Arc::new(Said::default());
         let sink = Arc::clone(&said) as Arc<dyn crate::LogSink>;
-        let log = SandboxLog::new(Arc::new(crate::logs::InstanceLog::new(sink, Arc::clone(&counters))));
-        Self { egress: Egress::new(instance(), hosts, network, counters).expect("valid"), log, said }
+        let log = crate::logs::InstanceLog::new(sink, Arc::default(), Arc::clone(&counters));
+        let log = Arc::new(SandboxLog::new(Arc::new(log)));
+        let app = Arc::new(crate::budget::AppAccount::new(&marcato_api::AppBudget::default()));
+        let at_once = limits.outbound_concurrent.into();
+        let account = SandboxAccount::new(limits.buffer_bytes.0, app, Arc::clone(&counters), Arc::clone(&log), at_once);
+        account.grant(limits.outbound_requests, limits.outbound_bytes.0, 1);
+        let egress = Egress::new(instance(), hosts, limits, network, Arc::clone(&counters)).expect("valid");
+        Self { egress: Arc::new(egress), log, account, counters, said }
     }
 
-    async fn ask(&self, url: &str) -> Result<String, Error> {
-        let body = http_body_util::Empty::new().map_err(|e| match e {}).boxed_unsync();
+    async fn begin(&self, url: &str, body: &'static [u8]) -> Result<Sent, Error> {
+        let body = http_body_util::Full::new(bytes::Bytes::from_static(body)).map_err(|e| match e {}).boxed_unsync();
         let host = url.split('/').nth(2).expect("a URL");
         let request = http::Request::builder().uri(url).header("host", host).body(body).expect("valid");
-        let (response, io) = send(&self.egress, &self.log, request, RequestOptions::default()).await?;
+        let (egress, log) = (Arc::clone(&self.egress), Arc::clone(&self.log));
+        let mut hooks = Hooks { egress, log, account: Arc::clone(&self.account) };
+        Box::into_pin(hooks.send_request(request, None, Box::new(std::future::ready(Ok(()))))).await
+    }
+
+    async fn finish((response, io): Sent) -> Result<String, Error> {
         let (body, io) = tokio::join!(response.into_body().collect(), Box::into_pin(io));
         io?;
         Ok(String::from_utf8_lossy(&body?.to_bytes()).into_owned())
+    }
+
+    async fn ask(&self, url: &str) -> Result<String, Error> {
+        Self::finish(self.begin(url, b"").await?).await
     }
 
     fn logged(&self, text: &str) -> bool {
@@ -233,6 +256,38 @@ async fn plain_http_and_internal_addresses_need_their_permission() {
     let refused = guest.ask(&format!("http://localhost:{named}/")).await;
     assert!(matches!(refused, Err(Error::DestinationIpProhibited)), "{refused:?}");
     assert!(guest.logged("its address is internal"));
+}
+
+#[tokio::test]
+async fn outbound_requests_are_counted_and_so_are_their_bytes() {
+    let mut tasks = tokio::task::JoinSet::new();
+    let port = serve(&mut tasks, None).await;
+    let (url, hosts) = (format!("http://localhost:{port}/"), [format!("localhost:{port}")]);
+    let network = network(true, None);
+    let limits =
+        Limits { outbound_requests: 3, outbound_concurrent: 1, outbound_bytes: ByteCount(5), ..Limits::default() };
+    let guest = Guest::limited(&network, &hosts, limits);
+    let open = guest.begin(&url, b"").await.expect("the first");
+    let refused = guest.begin(&url, b"").await.map(drop);
+    assert!(matches!(refused, Err(Error::ConnectionLimitReached)), "{refused:?}");
+    assert_eq!(guest.counters.fired(Limit::OutboundConcurrent), 1);
+    assert!(guest.logged("limit outbound_concurrent (1) reached"), "{:?}", guest.said.0);
+    assert_eq!(Guest::finish(open).await.expect("an answer"), "ok");
+    // Two of five bytes are used: the answer's "ok" is one too many after two more.
+    let over = Guest::finish(guest.begin(&url, b"ab").await.expect("the third")).await;
+    assert!(matches!(over, Err(Error::HttpResponseBodySize(Some(5)))), "{over:?}");
+    assert_eq!(guest.counters.fired(Limit::OutboundBytes), 1);
+    let refused = guest.ask(&url).await;
+    assert!(matches!(refused, Err(Error::ConnectionLimitReached)), "{refused:?}");
+    assert_eq!(guest.counters.fired(Limit::OutboundRequests), 1);
+    assert_eq!(guest.account.outbound.used(), 0, "all is given back");
+    // The next request of the sandbox has its own.
+    guest.account.grant(1, 5, 1);
+    assert_eq!(guest.ask(&url).await.expect("granted"), "ok");
+
+    let none = Guest::limited(&network, &hosts, Limits { outbound_bytes: ByteCount(1), ..Limits::default() });
+    let over = none.begin(&url, b"ab").await.map(drop);
+    assert!(matches!(over, Err(Error::HttpRequestBodySize(Some(1)))), "{over:?}");
 }
 
 #[test]

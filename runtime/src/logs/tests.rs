@@ -14,7 +14,7 @@ impl LogSink for Lines {
 fn log() -> (Arc<Lines>, Arc<LimitCounters>, SandboxLog) {
     let (lines, counters) = (Arc::new(Lines::default()), Arc::new(LimitCounters::default()));
     let sink = Arc::clone(&lines) as Arc<dyn LogSink>;
-    let log = SandboxLog::new(Arc::new(InstanceLog::new(sink, Arc::clone(&counters))));
+    let log = SandboxLog::new(Arc::new(InstanceLog::new(sink, Arc::default(), Arc::clone(&counters))));
     (lines, counters, log)
 }
 
@@ -74,7 +74,7 @@ fn a_flood_is_cut_and_counted() {
         .sum();
     assert!((1_900..6_000).contains(&kept), "{kept}");
     assert_eq!(kept as u64 + told, 10_000, "each line is kept or counted");
-    let fired = counters.snapshot().into_iter().find(|(name, _)| *name == "log_rate").expect("known").1;
+    let fired = counters.fired(Limit::LogRate);
     assert!(fired >= 1);
 }
 
@@ -88,4 +88,30 @@ fn a_bucket_fills_with_time_up_to_its_burst() {
     assert!(!bucket.take(1, start + Duration::from_millis(500)));
     assert!(!bucket.take(2001, start + Duration::from_secs(3600)));
     assert!(bucket.take(2000, start + Duration::from_secs(3600)));
+}
+
+#[test]
+fn instances_of_an_app_share_its_rate_and_another_app_has_its_own() {
+    let app = Arc::new(AppRate::default());
+    app.set(10_000);
+    let instance = |rate: &Arc<AppRate>| {
+        let (lines, counters) = (Arc::new(Lines::default()), Arc::new(LimitCounters::default()));
+        let sink = Arc::clone(&lines) as Arc<dyn LogSink>;
+        let log = SandboxLog::new(Arc::new(InstanceLog::new(sink, Arc::clone(rate), Arc::clone(&counters))));
+        (lines, counters, log)
+    };
+    let ((_, _, loud), (quiet_lines, quiet_fired, quiet)) = (instance(&app), instance(&app));
+    let (other_lines, _, other) = instance(&Arc::default());
+    let line = [vec![b'x'; 999], vec![b'\n']].concat();
+    for _ in 0..100 {
+        loud.write(LogStream::Stdout, &line);
+    }
+    quiet.write(LogStream::Stdout, &line);
+    other.write(LogStream::Stdout, &line);
+    assert_eq!(quiet_fired.fired(Limit::LogRate), 1, "the burst of 20,000 bytes is used up");
+    drop(quiet);
+    let told = taken(&quiet_lines);
+    assert!(told.iter().any(|l| l.2.contains("limit log_rate (") && l.2.contains("1 lines")));
+    drop(other);
+    assert_eq!(taken(&other_lines).len(), 1);
 }

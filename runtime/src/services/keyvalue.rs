@@ -22,6 +22,21 @@ fn error(e: KeyValueError) -> Error {
     }
 }
 
+/// What a request holds of the host's memory.
+fn size(request: &KeyValueRequest) -> u64 {
+    let bytes: usize = match request {
+        KeyValueRequest::Set { key, value } => key.len() + value.len(),
+        KeyValueRequest::SetMany { entries } => entries.iter().map(|(key, value)| key.len() + value.len()).sum(),
+        KeyValueRequest::GetMany { keys } | KeyValueRequest::DeleteMany { keys } => keys.iter().map(String::len).sum(),
+        KeyValueRequest::Get { key }
+        | KeyValueRequest::Delete { key }
+        | KeyValueRequest::Exists { key }
+        | KeyValueRequest::Increment { key, .. } => key.len(),
+        KeyValueRequest::ListKeys { .. } => 0,
+    };
+    bytes as u64 + 256
+}
+
 /// An owner that answers another question is a defect of the platform, not of the guest.
 fn unexpected() -> Error {
     Error::Other("the store gave an answer to another question".into())
@@ -30,6 +45,11 @@ fn unexpected() -> Error {
 impl View<'_> {
     async fn keyvalue(&mut self, bucket: &Resource<Bucket>, request: KeyValueRequest) -> Answer<KeyValueResponse> {
         let service = Arc::clone(&self.table.get(bucket)?.0);
+        // Held while the store works: tasks of one sandbox may wait for many stores at once.
+        let _charge = match self.account.charge(size(&request)) {
+            Ok(charge) => charge,
+            Err(over) => return Ok(Err(Error::Other(over.to_string()))),
+        };
         Ok(service.call(request).await.map_err(error))
     }
 

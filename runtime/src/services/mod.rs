@@ -15,6 +15,7 @@ use marcato_api::{
 };
 use wasmtime::component::{HasData, Linker, ResourceTable};
 
+use crate::budget::SandboxAccount;
 use crate::logs::SandboxLog;
 use crate::sandbox::Host;
 
@@ -35,6 +36,7 @@ mod bindings {
 
 /// What the service interfaces see of a sandbox.
 pub(crate) struct View<'a> {
+    account: &'a Arc<SandboxAccount>,
     table: &'a mut ResourceTable,
     services: &'a Services,
     log: &'a SandboxLog,
@@ -48,7 +50,9 @@ impl HasData for HasView {
 }
 
 fn view(host: &mut Host) -> View<'_> {
-    View { table: &mut host.table, services: &host.services, log: &host.log, env: &host.env }
+    host.ledger.call(&mut host.table);
+    let account = host.ledger.account();
+    View { account, table: &mut host.table, services: &host.services, log: &host.log, env: &host.env }
 }
 
 /// Links the interfaces of `sdk/wit`.

@@ -38,17 +38,26 @@ const TYPES: &str = r#"
     (export "fields" (type $fields (sub resource)))
     (export "[constructor]fields" (func (result (own $fields))))
     (export "[constructor]outgoing-response" (func (param "headers" (own $fields)) (result (own $response))))
+    (export "outgoing-request" (type $asked (sub resource)))
+    (export "outgoing-body" (type $body (sub resource)))
+    (export "[constructor]outgoing-request" (func (param "headers" (own $fields)) (result (own $asked))))
+    (export "[method]outgoing-request.set-authority" (func
+      (param "self" (borrow $asked)) (param "authority" (option string)) (result (result))))
+    (export "[method]outgoing-response.body" (func (param "self" (borrow $response)) (result (result (own $body)))))
     (export "[static]response-outparam.set" (func
       (param "param" (own $out)) (param "response" (result (own $response) (error $code-e)))))
   ))
   (alias export $types "incoming-request" (type $request))
   (alias export $types "response-outparam" (type $out))
-  (core module $memory (memory (export "memory") 1))
+  (core module $memory (memory (export "memory") 1) (data (i32.const 1024) "TEXT"))
   (core instance $memory (instantiate $memory))
   (alias core export $memory "memory" (core memory $mem))
   (core func $fields (canon lower (func $types "[constructor]fields")))
   (core func $response (canon lower (func $types "[constructor]outgoing-response")))
   (core func $set (canon lower (func $types "[static]response-outparam.set") (memory $mem)))
+  (core func $asked (canon lower (func $types "[constructor]outgoing-request")))
+  (core func $authority (canon lower (func $types "[method]outgoing-request.set-authority") (memory $mem)))
+  (core func $body (canon lower (func $types "[method]outgoing-response.body") (memory $mem)))
 "#;
 
 /// A component whose handler runs `body`; `$out` is the response's outparam. `memory` is in pages.
@@ -59,20 +68,55 @@ pub(super) fn handler(memory: u32, body: &str) -> Vec<u8> {
     (import "host" "fields" (func $fields (result i32)))
     (import "host" "response" (func $response (param i32) (result i32)))
     (import "host" "set" (func $set (param i32 i32 i32 i32 i64 i32 i32 i32 i32)))
+    (import "host" "asked" (func $asked (param i32) (result i32)))
+    (import "host" "authority" (func $authority (param i32 i32 i32 i32) (result i32)))
+    (import "host" "body" (func $body (param i32 i32)))
     (memory $own (export "own") {memory})
     (global $served (mut i32) (i32.const 0))
     (func $answer (param $out i32)
       (call $set (local.get $out) (i32.const 0) (call $response (call $fields))
         (i32.const 0) (i64.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)))
-    (func (export "handle") (param $request i32) (param $out i32) {body}))
+    (func $handle (export "handle") (param $request i32) (param $out i32) (local $n i32) {body}))
   (core instance $guest (instantiate $guest (with "host" (instance
-    (export "fields" (func $fields)) (export "response" (func $response)) (export "set" (func $set))))))
+    (export "fields" (func $fields)) (export "response" (func $response)) (export "set" (func $set))
+    (export "asked" (func $asked)) (export "authority" (func $authority)) (export "body" (func $body))))))
   (func $handle (param "request" (own $request)) (param "response-out" (own $out))
     (canon lift (core func $guest "handle")))
   (instance $handler (export "handle" (func $handle)))
   (export "wasi:http/incoming-handler@0.2.0" (instance $handler)))"#
     );
-    wat::parse_str(text).expect("the guest's text is valid")
+    let data = if body.contains("$authority") { "a".repeat(TEXT) } else { String::new() };
+    wat::parse_str(text.replace("TEXT", &data)).expect("the guest's text is valid")
+}
+
+/// Bytes of "a" at 1024 of the memory that calls carry text from.
+const TEXT: usize = 16 << 10;
+
+/// Makes `fields` without an end.
+pub(super) fn handles() -> Vec<u8> {
+    handler(1, "(loop $again (drop (call $fields)) (br $again))")
+}
+
+/// Makes requests with long authorities until it may not, then answers.
+pub(super) fn authorities() -> Vec<u8> {
+    let body = format!(
+        "(loop $again (br_if $again (i32.eqz (call $authority (call $asked (call $fields)) (i32.const 1) (i32.const 1024) (i32.const {TEXT}))))) (call $answer (local.get $out))"
+    );
+    handler(1, &body)
+}
+
+/// Calls itself without an end.
+pub(super) fn recursion() -> Vec<u8> {
+    handler(1, "(call $handle (local.get $request) (local.get $out))")
+}
+
+/// Answers with a body that never has a byte, and loops.
+pub(super) fn stalled_body() -> Vec<u8> {
+    let body = "(local.set $n (call $response (call $fields))) (call $body (local.get $n) (i32.const 0))
+      (call $set (local.get $out) (i32.const 0) (local.get $n)
+        (i32.const 0) (i64.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))
+      (loop $again (br $again))";
+    handler(1, body)
 }
 
 /// Answers 200.

@@ -1,5 +1,6 @@
 //! The runtime as a whole, with real guests in real sandboxes.
 
+mod budgets;
 mod code;
 mod commands;
 mod guests;
@@ -11,12 +12,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 use marcato_api::{
-    AppName, Bytes as ByteCount, Digest, InstanceId, LogStream, Millis, ProblemKind, RevisionConfig, RevisionNumber,
+    AppBudget, AppName, Bytes as ByteCount, Digest, InstanceId, LogStream, Millis, ProblemKind, RevisionConfig,
+    RevisionNumber,
 };
 
 use crate::{
     CodeCache, CompileError, CompilerCommand, Instance, InstanceSetup, LoadError, LogSink, NetworkDialer, PoolConfig,
-    RequestBody, Runtime, RuntimeConfig, Services,
+    RequestBody, Runtime, RuntimeConfig, Services, StartError,
 };
 
 #[derive(Default)]
@@ -71,8 +73,19 @@ impl Fixture {
     }
 
     async fn start(&self, component: &[u8], config: RevisionConfig) -> Instance {
+        self.start_as("app", component, config, AppBudget::default()).await.expect("starts")
+    }
+
+    async fn start_as(
+        &self,
+        app: &str,
+        component: &[u8],
+        config: RevisionConfig,
+        budget: AppBudget,
+    ) -> Result<Instance, StartError> {
         let digest = self.cache.compile_here(component).expect("compiles");
-        self.runtime.start(self.setup(config), &digest).expect("starts")
+        self.runtime
+            .start(InstanceSetup { app: AppName::new(app).expect("a name"), budget, ..self.setup(config) }, &digest)
     }
 
     fn setup(&self, config: RevisionConfig) -> InstanceSetup {
@@ -81,6 +94,7 @@ impl Fixture {
             app: AppName::new("app").expect("a name"),
             revision: RevisionNumber(1),
             config,
+            budget: AppBudget::default(),
             services: Services::default(),
             logs: Arc::clone(&self.lines) as Arc<dyn LogSink>,
         }
@@ -111,7 +125,7 @@ fn config(change: impl FnOnce(&mut RevisionConfig)) -> RevisionConfig {
 }
 
 fn fired(instance: &Instance, limit: &str) -> u64 {
-    instance.limits_fired().into_iter().find(|(name, _)| *name == limit).expect("a known limit").1
+    instance.limits_used().into_iter().find(|l| l.name == limit).map_or(0, |l| l.fired)
 }
 
 /// Lets other tasks run until the condition holds; fails after a bounded time.

@@ -40,6 +40,12 @@ pub(super) fn wild(c: &mut RevisionConfig) {
     c.limits.cpu_ms = Millis::secs(600);
     c.limits.request_body_bytes = Bytes::mib(1024);
     c.limits.response_body_bytes = Bytes::mib(4096);
+    c.limits.first_byte_ms = Millis::secs(600);
+    c.limits.idle_ms = Millis::secs(600);
+    c.limits.buffer_bytes = Bytes::mib(64);
+    c.limits.outbound_requests = 10_000;
+    c.limits.outbound_concurrent = 256;
+    c.limits.outbound_bytes = Bytes::mib(4096);
 }
 
 /// The cluster. It lives as long as the test binary.
