@@ -14,7 +14,7 @@ use crate::{cgroup, drop_rights, files, limits, outer, root, sys};
 /// Confines this process, as far as this machine allows. Returns in the inner process only.
 ///
 /// Call it first in `main`, with one thread. After it `/proc/self` can still be read, if there is a `/proc`, and every
-/// system call made; [`seal`](crate::seal) ends both. No guest may run before that.
+/// system call made; [`seal`](crate::seal()) ends both. No guest may run before that.
 ///
 /// # Errors
 /// Where the plan is wrong, or a step that had begun cannot be finished. The process must end then: it may have lost

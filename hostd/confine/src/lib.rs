@@ -17,7 +17,7 @@
 //! # Ok::<(), marcato_confine::ConfineError>(())
 //! ```
 //!
-//! [`enter`] forks. The outer process closes every descriptor, waits, hands SIGTERM on, ends as the inner one ends, and
+//! [`enter()`] forks. The outer process closes every descriptor, waits, hands SIGTERM on, ends as the inner one ends, and
 //! takes it along when it dies, or when its own parent does. What the kernel refuses is in the report and not an error.
 //! An error means that the plan is wrong or that the process is half way in: end it.
 

@@ -17,7 +17,7 @@ pub enum Profile {
 /// What a process keeps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Which list of system calls remains after [`seal`](crate::seal).
+    /// Which list of system calls remains after [`seal`](crate::seal()).
     pub profile: Profile,
     /// Folders or files to read, by absolute path; at the same path inside. Bound as they are at the start: one that
     /// is removed and made anew is not seen. Readable for `unprivileged_user`: a process of root's has files of mode

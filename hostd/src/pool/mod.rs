@@ -35,7 +35,7 @@ use crate::usage::{Meter, UsageLedger};
 /// How long the end of a worker is waited for beyond its drain time.
 const END: Duration = Duration::from_secs(2);
 
-/// How a worker is started: the program, which calls [`crate::prepare`] and [`crate::run_worker`].
+/// How a worker is started: the program, which calls [`crate::prepare_worker`] and [`crate::run_worker`].
 #[derive(Debug, Clone)]
 pub struct WorkerCommand {
     /// The program.
