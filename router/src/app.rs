@@ -86,6 +86,7 @@ pub async fn run(config: RouterConfig, shutdown: CancellationToken) -> Result<()
     let tracker = TaskTracker::new();
     let tasks = Tasks {
         state: control.state().clone(),
+        debug: control.debug_secret().clone(),
         observed: Arc::clone(control.observed()),
         components: control.blobs().clone(),
         host_tls: control.upstream_tls(),

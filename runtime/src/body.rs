@@ -185,6 +185,7 @@ impl GuestBody {
         self.fail(Failure {
             kind: ProblemKind::GuestFailed,
             limit: None,
+            used: None,
             not_started: false,
             detail: "the app failed while it answered; its log says why".into(),
             reason: Some(reason),
@@ -198,7 +199,14 @@ impl GuestBody {
                 running.kill();
                 invoke::record(running.inner(), &self.request_id, failure)
             }
-            None => InvokeError { kind: failure.kind, not_started: failure.not_started, detail: failure.detail },
+            // The guest was done: no limit of its request is left that could fire.
+            None => InvokeError {
+                kind: failure.kind,
+                not_started: failure.not_started,
+                detail: failure.detail,
+                limit: None,
+                reason: failure.reason.map(String::into_boxed_str),
+            },
         };
         Poll::Ready(Some(Err(BodyError(error))))
     }

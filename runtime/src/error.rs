@@ -140,12 +140,41 @@ pub struct InvokeError {
     /// No guest code ran: the request may go to another instance.
     pub not_started: bool,
     /// For the app's owner: names the limit and its value, as the app's log does. A client is told no more than the
-    /// kind. Never what the guest said: that is in the log alone.
+    /// kind.
     pub detail: String,
+    /// For the app's owner: the limit that fired.
+    pub limit: Option<FiredLimit>,
+    /// For the app's owner: what the guest or its sandbox said; see [`InvokeError::reason_lines`].
+    pub reason: Option<Box<str>>,
 }
 
+/// A limit that fired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FiredLimit {
+    /// As docs/limits.md names it.
+    pub name: &'static str,
+    /// What it is; the unit is the end of its name. `None` for those that are no number.
+    pub value: Option<u64>,
+    /// What was used or asked for, where that is known and the app's own.
+    pub used: Option<u64>,
+}
+
+/// Lines of a trap's explanation that are told.
+const REASON_LINES: usize = 16;
+
 impl InvokeError {
-    pub(crate) fn not_started(kind: ProblemKind, detail: impl Into<String>) -> Self {
-        Self { kind, not_started: true, detail: detail.into() }
+    /// One from before any guest code ran.
+    pub fn not_started(kind: ProblemKind, detail: impl Into<String>) -> Self {
+        Self { kind, not_started: true, detail: detail.into(), limit: None, reason: None }
     }
+
+    /// What the guest or its sandbox said, as the app's log has it: at most 16 lines, none of them blank.
+    pub fn reason_lines(&self) -> impl Iterator<Item = &str> {
+        told(self.reason.as_deref().unwrap_or_default())
+    }
+}
+
+/// The lines of a reason that are told.
+pub(crate) fn told(reason: &str) -> impl Iterator<Item = &str> {
+    reason.lines().filter(|line| !line.trim().is_empty()).take(REASON_LINES)
 }

@@ -242,23 +242,30 @@ impl Inner {
             drop(queued);
             let detail =
                 format!("limit queue ({queue} requests) reached beside concurrency ({})", self.config.concurrency);
-            return Err(self.refused(Limit::Queue, ProblemKind::QueueFull, detail, request_id));
+            return Err(self.refused(Limit::Queue, ProblemKind::QueueFull, detail, None, request_id));
         }
         let until = deadline.min(Instant::now() + Duration::from(timeout));
         match tokio::time::timeout_at(until, Arc::clone(&self.places).acquire_owned()).await {
             Ok(Ok(place)) => Ok(place),
             _ => {
                 let detail = format!("limit queue_timeout_ms ({timeout}) reached: the request waited for a place");
-                Err(self.refused(Limit::QueueTimeoutMs, ProblemKind::QueueTimeout, detail, request_id))
+                Err(self.refused(Limit::QueueTimeoutMs, ProblemKind::QueueTimeout, detail, None, request_id))
             }
         }
     }
 
     /// A limit fired before any guest code ran.
-    pub(crate) fn refused(&self, limit: Limit, kind: ProblemKind, detail: String, request_id: &str) -> InvokeError {
+    pub(crate) fn refused(
+        &self,
+        limit: Limit,
+        kind: ProblemKind,
+        detail: String,
+        used: Option<u64>,
+        request_id: &str,
+    ) -> InvokeError {
         self.limits.count(limit);
         self.log.platform(request_id, &detail);
-        InvokeError::not_started(kind, detail)
+        InvokeError { limit: Some(usage::fired(self, limit, used)), ..InvokeError::not_started(kind, detail) }
     }
 
     fn settle(&self) {

@@ -26,7 +26,7 @@ use wasmtime_wasi_http::{WasiBody, WasiHttpView, p3};
 use crate::body::{GuestBody, RequestBody, ResponseBody, UploadBody, WatchedBody};
 use crate::cgi;
 use crate::crowd;
-use crate::error::{InvokeError, LoadError};
+use crate::error::{self, InvokeError, LoadError};
 use crate::instance::{Inner, Ticket};
 use crate::limits::{CpuMeter, Limit};
 use crate::logs::SandboxLog;
@@ -40,18 +40,17 @@ type Answer = Result<http::Response<WasiBody>, String>;
 /// its turn up, and that would look like a guest that ended without an answer.
 pub(crate) type AnswerSender = oneshot::Sender<Answer>;
 
-/// Lines of a trap's explanation that reach the log.
-const TRAP_LINES: usize = 16;
-
 /// Why a request failed.
 #[derive(Clone)]
 pub(crate) struct Failure {
     pub(crate) kind: ProblemKind,
     pub(crate) limit: Option<Limit>,
+    /// What was used of the limit, where [`usage::fired`] cannot tell.
+    pub(crate) used: Option<u64>,
     pub(crate) not_started: bool,
-    /// For the client and the log: names the limit.
+    /// For the owner and the log: names the limit.
     pub(crate) detail: String,
-    /// For the log alone: what the guest or wasmtime said.
+    /// For the owner and the log: what the guest or wasmtime said.
     pub(crate) reason: Option<String>,
 }
 
@@ -60,6 +59,7 @@ impl Failure {
         Self {
             kind: ProblemKind::GuestFailed,
             limit: None,
+            used: None,
             not_started: false,
             detail: "the app failed on this request; its log says why".into(),
             reason: Some(reason),
@@ -67,7 +67,7 @@ impl Failure {
     }
 
     pub(crate) fn limit(kind: ProblemKind, limit: Limit, detail: String) -> Self {
-        Self { kind, limit: Some(limit), not_started: false, detail, reason: None }
+        Self { kind, limit: Some(limit), used: None, not_started: false, detail, reason: None }
     }
 }
 
@@ -85,8 +85,8 @@ pub(crate) fn check_length<B: http_body::Body>(inner: &Inner, request: &http::Re
         return Ok(());
     }
     let detail = format!("limit request_body_bytes ({limit}) reached: the body has {}", ByteCount(announced));
-    let mut error =
-        inner.refused(Limit::RequestBodyBytes, ProblemKind::TooLarge, detail, request_id(request.headers()));
+    let id = request_id(request.headers());
+    let mut error = inner.refused(Limit::RequestBodyBytes, ProblemKind::TooLarge, detail, Some(announced), id);
     error.not_started = false;
     Err(error)
 }
@@ -215,14 +215,12 @@ pub(crate) fn record(inner: &Inner, request_id: &str, failure: Failure) -> Invok
         inner.counters.failures.fetch_add(1, Ordering::Relaxed);
     }
     match &failure.reason {
-        Some(reason) => {
-            for line in reason.lines().filter(|l| !l.trim().is_empty()).take(TRAP_LINES) {
-                inner.log.platform(request_id, line);
-            }
-        }
+        Some(reason) => error::told(reason).for_each(|line| inner.log.platform(request_id, line)),
         None => inner.log.platform(request_id, &failure.detail),
     }
-    InvokeError { kind: failure.kind, not_started: failure.not_started, detail: failure.detail }
+    let limit = failure.limit.map(|limit| usage::fired(inner, limit, failure.used));
+    let reason = failure.reason.map(String::into_boxed_str);
+    InvokeError { kind: failure.kind, not_started: failure.not_started, detail: failure.detail, limit, reason }
 }
 
 /// Runs the request until the head of its response is there.
@@ -308,7 +306,8 @@ fn check_response(inner: &Inner, mut response: http::Response<WasiBody>) -> Resu
     match content_length(response.headers()) {
         Some(length) if length > limit.0 => {
             let detail = format!("limit response_body_bytes ({limit}) reached: the body has {}", ByteCount(length));
-            Err(Failure::limit(ProblemKind::GuestFailed, Limit::ResponseBodyBytes, detail))
+            let failure = Failure::limit(ProblemKind::GuestFailed, Limit::ResponseBodyBytes, detail);
+            Err(Failure { used: Some(length), ..failure })
         }
         _ => Ok(response),
     }
@@ -460,7 +459,7 @@ fn no_memory(inner: &Inner, limit: Limit) -> Failure {
         // The component asks for more than its own limit: it fails everywhere.
         _ => ProblemKind::GuestFailed,
     };
-    Failure { kind, limit: Some(limit), not_started: kind != ProblemKind::GuestFailed, detail, reason: None }
+    Failure { not_started: kind != ProblemKind::GuestFailed, ..Failure::limit(kind, limit, detail) }
 }
 
 /// The limit that a trap tells of. Those of the platform's own calls have counted themselves.
@@ -493,6 +492,7 @@ fn no_code(error: &LoadError) -> Failure {
     Failure {
         kind: ProblemKind::Unavailable,
         limit: None,
+        used: None,
         not_started: true,
         detail: "the app's code is not ready on this host".into(),
         reason: Some(error.to_string()),
@@ -518,7 +518,7 @@ pub(crate) fn explain(inner: &Inner, meter: &CpuMeter, fired: Option<Limit>, err
             };
             let detail = format!("limit {} reached: the app failed on this request", usage::named(inner, limit));
             let reason = Some(format!("{detail}\n{reason}"));
-            Failure { kind, limit: Some(limit), not_started: false, detail, reason }
+            Failure { reason, ..Failure::limit(kind, limit, detail) }
         }
         None => Failure::guest(reason),
     }

@@ -37,7 +37,7 @@ pub use code::CodeUsage;
 pub use compile::{CONFINEMENT_PREFIX, compile_child, compile_to, limit_compiler};
 pub use config::{CompilerCommand, InstanceSetup, PoolConfig, RuntimeConfig};
 pub use egress::{DialError, Dialer, NetworkDialer, check_outbound_ca, outbound_allows};
-pub use error::{CompileError, InvokeError, LoadError, RuntimeError, StartError};
+pub use error::{CompileError, FiredLimit, InvokeError, LoadError, RuntimeError, StartError};
 pub use instance::Instance;
 pub use runtime::Runtime;
 pub use services::{AccessService, KeyValueService, LogSink, Services};

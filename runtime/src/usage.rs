@@ -3,10 +3,11 @@
 
 use std::sync::atomic::Ordering;
 
-use marcato_api::{Bytes, LimitUsage, Millis, RevisionConfig};
+use marcato_api::{Bytes, LimitScope, LimitUsage, Millis, RevisionConfig};
 
 use crate::budget::AppAccount;
 use crate::engine::{CORE_INSTANCES, HostTotals, MEMORIES, STACK_BYTES, TABLES};
+use crate::error::FiredLimit;
 use crate::instance::Inner;
 use crate::limits::{Limit, TABLE_ELEMENTS_TOTAL};
 use crate::logs::LINE_LIMIT;
@@ -65,6 +66,14 @@ pub(crate) fn named(inner: &Inner, limit: Limit) -> String {
         Some(value) => format!("{name} ({value})"),
         None => name.into(),
     }
+}
+
+/// A limit that fired, for the app's owner: with `used`, or what is used now of the app's own totals. What others use of
+/// a host's is none of its business.
+pub(crate) fn fired(inner: &Inner, limit: Limit, known: Option<u64>) -> FiredLimit {
+    let of_others = limit.scope() == LimitScope::Host;
+    let used = known.or_else(|| Some(used(inner, limit)).filter(|used| *used > 0 && !of_others));
+    FiredLimit { name: limit.name(), value: limit_of(inner, limit), used }
 }
 
 /// What is used now, of the totals that there are.

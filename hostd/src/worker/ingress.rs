@@ -1,7 +1,8 @@
 //! Requests from the edge to instances. Reads one swap cell; no lock, no disk, no wait but for the guest.
 //!
 //! Request flow: edge::upstream -> here -> runtime::invoke. What the platform answers itself carries
-//! `x-marcato-error`, and `x-marcato-not-started` when no guest code ran; a guest cannot forge either.
+//! `x-marcato-error`, and `x-marcato-not-started` when no guest code ran; a guest cannot forge either. Why it failed goes
+//! out only when the edge says that the app's owner asks.
 
 use std::sync::Arc;
 
@@ -10,16 +11,20 @@ use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use marcato_api::{Problem, ProblemKind, headers};
-use marcato_runtime::InvokeError;
+use marcato_api::{OwnerProblem, Problem, ProblemKind, headers};
+use marcato_runtime::{FiredLimit, InvokeError};
 
 use super::instances::{InstanceMap, Numbers};
 use crate::serve::{Handler, ReplyBody, reply_body};
 use crate::tls::Caller;
 
 const INSTANCE: HeaderName = HeaderName::from_static(headers::INSTANCE);
+const EXPLAIN: HeaderName = HeaderName::from_static(headers::EXPLAIN);
 const PLATFORM_ERROR: HeaderName = HeaderName::from_static(headers::PLATFORM_ERROR);
 const NOT_STARTED: HeaderName = HeaderName::from_static(headers::NOT_STARTED);
+
+/// Longest line of a reason that goes out: a trap's names can be long, and the edge reads no more than it must.
+const REASON_LINE: usize = 1 << 10;
 
 /// Answers requests with instances.
 #[derive(Clone)]
@@ -57,7 +62,7 @@ impl Ingress {
 }
 
 fn not_started(kind: ProblemKind, detail: &str) -> InvokeError {
-    InvokeError { kind, not_started: true, detail: detail.to_owned() }
+    InvokeError::not_started(kind, detail)
 }
 
 /// A guest's word about the platform counts for nothing.
@@ -68,10 +73,25 @@ fn remove_internal(map: &mut HeaderMap) {
     }
 }
 
-fn platform_error(error: &InvokeError) -> Response<ReplyBody> {
-    // The detail is for the app's owner and is in the app's log.
+/// What the owner gets to know; the app's log has the same.
+fn explanation(error: &InvokeError) -> OwnerProblem {
+    let (limit, limit_value, used) = match error.limit {
+        Some(FiredLimit { name, value, used }) => (Some(name.into()), value, used),
+        None => (None, None, None),
+    };
+    let reason = error.reason_lines().map(|line| line.chars().take(REASON_LINE).collect()).collect();
+    let problem = Problem::new(error.kind, error.detail.clone());
+    OwnerProblem { limit, limit_value, used, reason, ..OwnerProblem::from(problem) }
+}
+
+fn platform_error(error: &InvokeError, explain: bool) -> Response<ReplyBody> {
     let InvokeError { kind, not_started, .. } = *error;
-    let body = serde_json::to_vec(&Problem::new(kind, kind.title())).unwrap_or_default();
+    let body = if explain {
+        serde_json::to_vec(&explanation(error))
+    } else {
+        serde_json::to_vec(&Problem::new(kind, kind.title()))
+    };
+    let body = body.unwrap_or_default();
     let mut response = Response::new(reply_body(Bytes::from(body)));
     *response.status_mut() = StatusCode::from_u16(kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let map = response.headers_mut();
@@ -85,9 +105,11 @@ fn platform_error(error: &InvokeError) -> Response<ReplyBody> {
 
 impl Handler for Ingress {
     async fn handle(&self, caller: &Caller, request: Request<Incoming>) -> Response<ReplyBody> {
+        // Only the router may speak in an owner's name.
+        let explain = *caller == Caller::Router && request.headers().contains_key(EXPLAIN);
         let (response, by_platform) = match Box::pin(self.invoke(caller, request)).await {
             Ok(response) => (response, false),
-            Err(error) => (platform_error(&error), true),
+            Err(error) => (platform_error(&error, explain), true),
         };
         self.numbers.answered(response.status(), by_platform);
         response

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use marcato_api::{AppName, InstanceId, Limits, Route};
 
+use crate::debug::DebugKey;
 use crate::endpoint::{Endpoint, EndpointSpec};
 use crate::stats::AppStats;
 
@@ -24,6 +25,8 @@ pub struct AppSpec {
     pub routes: Vec<Route>,
     /// Instances that take requests now.
     pub endpoints: Vec<EndpointSpec>,
+    /// What debug tokens of this app are checked with.
+    pub debug: DebugKey,
 }
 
 /// An app as the request path sees it.
@@ -39,6 +42,8 @@ pub struct AppEntry {
     pub routes: Vec<Route>,
     /// Instances that take requests now.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// What debug tokens of this app are checked with.
+    pub debug: DebugKey,
     /// What the request path counts.
     pub stats: Arc<AppStats>,
 }
@@ -93,6 +98,7 @@ impl RouteTable {
                 limits: spec.limits,
                 routes: spec.routes,
                 endpoints,
+                debug: spec.debug,
                 stats,
             });
             for route in &entry.routes {

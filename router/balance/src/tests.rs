@@ -27,6 +27,7 @@ fn app(name: &str, routes: &[&str], endpoints: Vec<EndpointSpec>) -> AppSpec {
         limits: Limits::default(),
         routes: routes.iter().map(|r| Route::parse(r).unwrap()).collect(),
         endpoints,
+        debug: DebugKey::derive(&[0; 32], &AppName::new(name).unwrap(), 0),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::files::{self, FileError};
 use crate::hosts::HostClients;
 use crate::names::NamedCerts;
 use crate::observed::ObservedCell;
-use crate::state::{Deed, SealError, SealKey, State, StateError, TokenRecord};
+use crate::state::{DebugSecret, Deed, SealError, SealKey, State, StateError, TokenRecord};
 use crate::store::{SqliteStore, Store, StoreError};
 use crate::tls::{self, ReloadingCert};
 use crate::usage::{UsageError, UsageStore};
@@ -87,6 +87,7 @@ pub enum ControlError {
 pub struct Control {
     config: ControlConfig,
     state: State,
+    debug: DebugSecret,
     blobs: Blobs,
     usage: UsageStore,
     observed: Arc<ObservedCell>,
@@ -182,8 +183,10 @@ impl Control {
         let store: Arc<dyn Store> = Arc::new(opened.store);
         let state = State::new(store, opened.seal);
         ensure_first_token(&state, &config.data_dir).await?;
+        let debug = state.ensure_debug_secret().await?;
         Ok(Self {
             state,
+            debug,
             blobs: opened.blobs,
             usage: opened.usage,
             observed: Arc::new(ObservedCell::new()),
@@ -202,6 +205,12 @@ impl Control {
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// What debug tokens hang on.
+    #[must_use]
+    pub fn debug_secret(&self) -> &DebugSecret {
+        &self.debug
     }
 
     /// The cluster's authority.
@@ -281,6 +290,7 @@ impl Control {
     ) -> Result<(), ControlError> {
         let api = Api::new(Shared {
             state: self.state.clone(),
+            debug: self.debug.clone(),
             blobs: self.blobs.clone(),
             observed: Arc::clone(&self.observed),
             usage: self.usage.clone(),

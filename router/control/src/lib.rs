@@ -26,8 +26,8 @@ pub use files::FileError;
 pub use hosts::HostClients;
 pub use observed::{Observed, ObservedCell, ObservedHost};
 pub use state::{
-    ComponentRecord, Deed, Desired, HostRecord, JoinOutcome, JoinTokenRecord, Policies, PolicyRecord, RevisionDraft,
-    SealError, SealKey, ServiceRecord, State, StateError, StateResult, TokenRecord,
+    ComponentRecord, DebugSecret, Deed, Desired, HostRecord, JoinOutcome, JoinTokenRecord, Policies, PolicyRecord,
+    RevisionDraft, SealError, SealKey, ServiceRecord, State, StateError, StateResult, TokenRecord,
 };
 pub use store::{
     Change, Check, Expected, Listing, Order, SqliteStore, Store, StoreError, StoreResult, Txn, Versioned, Wish, Write,

@@ -100,7 +100,7 @@ impl ResolvesServerCert for NamedCerts {
 #[cfg(test)]
 mod tests {
     use marcato_api::{Limits, Route};
-    use marcato_balance::{AppSpec, RouteTable};
+    use marcato_balance::{AppSpec, DebugKey, RouteTable};
 
     use super::*;
 
@@ -117,6 +117,7 @@ mod tests {
             limits: Limits::default(),
             routes: vec![Route::parse("shop.example.org").unwrap()],
             endpoints: vec![],
+            debug: DebugKey::derive(&[0; 32], &AppName::new("shop").unwrap(), 0),
         };
         table.store(RouteTable::build(1, vec![app], &RouteTable::empty()));
         let names = NamedCerts::new(Arc::clone(&files), Arc::clone(&authority), table, "cloud.test");

@@ -20,6 +20,7 @@ use marcato_api::headers::INTERNAL_PREFIX;
 
 use crate::errors::Refusal;
 use crate::forwarded::Peer;
+use crate::owner::DEBUG_NAME;
 
 /// Fields that end at this hop (RFC 9110, 7.6.1), beside those that `Connection` names.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -197,8 +198,9 @@ fn pop_first(headers: &mut HeaderMap, name: &HeaderName) {
     }
 }
 
-/// Removes every field that only platform parts may set.
+/// Removes every field that only platform parts may set, and what is between client and edge alone.
 pub(crate) fn strip_internal(headers: &mut HeaderMap) {
+    headers.remove(DEBUG_NAME);
     let internal = |headers: &HeaderMap| headers.keys().find(|n| n.as_str().starts_with(INTERNAL_PREFIX)).cloned();
     while let Some(name) = internal(headers) {
         headers.remove(name);
@@ -267,6 +269,9 @@ mod tests {
             ("x-marcato-instance", "evil"),
             ("x-marcato-instance", "evil2"),
             ("x-marcato-anything", "evil"),
+            ("x-marcato-explain", "1"),
+            ("marcato-debug", "md_one"),
+            ("marcato-debug", "md_two"),
         ] {
             if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
                 headers.append(HeaderName::from_static(name), value);

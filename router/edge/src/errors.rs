@@ -1,12 +1,13 @@
 //! Responses that the edge makes itself: one status per kind of problem, a body that the client can
-//! read, and nothing of the platform's inside.
+//! read, and nothing of the platform's inside, but for the app's owner.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
-use marcato_api::{Problem, ProblemKind};
+use marcato_api::{AppName, OwnerProblem, Problem, ProblemKind};
+use serde::Serialize;
 
 /// Why a request is not served.
 #[derive(Debug, Clone)]
@@ -17,6 +18,8 @@ pub(crate) struct Refusal {
     detail: Cow<'static, str>,
     retry_after_s: Option<u32>,
     close: bool,
+    /// What the app's owner gets instead of the detail. Only made when it is the owner who asks.
+    explanation: Option<Box<OwnerProblem>>,
 }
 
 impl Refusal {
@@ -28,7 +31,8 @@ impl Refusal {
             ProblemKind::NoInstance => 2,
             _ => 1,
         });
-        Self { kind, status, title: kind.title(), detail: detail.into(), retry_after_s, close: false }
+        let (title, detail) = (kind.title(), detail.into());
+        Self { kind, status, title, detail, retry_after_s, close: false, explanation: None }
     }
 
     /// One that only says what kind it is.
@@ -46,17 +50,24 @@ impl Refusal {
         Self { close: true, ..self }
     }
 
+    /// The same, with what its owner gets to know.
+    pub(crate) fn explained(self, explanation: OwnerProblem) -> Self {
+        Self { explanation: Some(Box::new(explanation)), ..self }
+    }
+
     /// A status that no problem kind has.
     pub(crate) fn status(status: StatusCode, title: &'static str, detail: &'static str) -> Self {
         Self { status, title, close: true, ..Self::new(ProblemKind::BadRequest, detail) }
     }
 
-    /// Makes the response; the body comes back beside it.
-    pub(crate) fn render(&self, accept: &Accept, request_id: &str) -> (Response<()>, Bytes) {
-        let (content_type, body) = match accept {
-            Accept::Json => (Problem::CONTENT_TYPE, self.json(request_id)),
-            Accept::Html => ("text/html; charset=utf-8", self.html(request_id)),
-            Accept::Text => ("text/plain; charset=utf-8", self.text(request_id)),
+    /// Makes the response; the body comes back beside it. `owner`: the app whose owner asks, who gets the whole problem
+    /// whatever kind of body they would rather read.
+    pub(crate) fn render(&self, accept: &Accept, request_id: &str, owner: Option<&AppName>) -> (Response<()>, Bytes) {
+        let (content_type, body) = match (owner, accept) {
+            (Some(app), _) => (Problem::CONTENT_TYPE, self.whole(request_id, app)),
+            (None, Accept::Json) => (Problem::CONTENT_TYPE, json(&self.problem(request_id))),
+            (None, Accept::Html) => ("text/html; charset=utf-8", self.html(request_id)),
+            (None, Accept::Text) => ("text/plain; charset=utf-8", self.text(request_id)),
         };
         let mut response = Response::new(());
         *response.status_mut() = self.status;
@@ -72,12 +83,24 @@ impl Refusal {
         (response, Bytes::from(body))
     }
 
-    fn json(&self, request_id: &str) -> String {
+    fn problem(&self, request_id: &str) -> Problem {
         let mut problem = Problem::new(self.kind, self.detail.clone());
         problem.title = self.title.into();
         problem.status = self.status.as_u16();
         problem.request_id = Some(request_id.to_owned());
-        serde_json::to_string(&problem).unwrap_or_else(|_| "{}".to_owned())
+        problem
+    }
+
+    fn whole(&self, request_id: &str, app: &AppName) -> String {
+        let mut problem = self.problem(request_id);
+        let told = match self.explanation.as_deref().cloned() {
+            Some(told) => {
+                problem.detail.clone_from(&told.problem.detail);
+                told
+            }
+            None => OwnerProblem::from(problem.clone()),
+        };
+        json(&OwnerProblem { problem, app: Some(app.clone()), ..told })
     }
 
     fn text(&self, request_id: &str) -> String {
@@ -98,6 +121,10 @@ impl Refusal {
              <h1>{title}</h1><p>{detail}</p><p><small>Status {status} · request {request_id}</small></p></html>\n"
         )
     }
+}
+
+fn json(problem: &impl Serialize) -> String {
+    serde_json::to_string(problem).unwrap_or_else(|_| "{}".to_owned())
 }
 
 /// What kind of body the client would rather read.
@@ -167,7 +194,7 @@ mod tests {
     #[test]
     fn what_may_pass_says_when_to_come_back() {
         for kind in ProblemKind::ALL {
-            let (response, body) = Refusal::plain(*kind).render(&Accept::Json, "id");
+            let (response, body) = Refusal::plain(*kind).render(&Accept::Json, "id", None);
             assert_eq!(response.status(), kind.status());
             assert_eq!(response.headers().contains_key(RETRY_AFTER), kind.status() == 503, "{kind:?}");
             let problem: Problem = serde_json::from_slice(&body).unwrap();

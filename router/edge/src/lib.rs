@@ -17,6 +17,7 @@ mod forwarded;
 mod listen;
 mod metrics;
 mod observe;
+mod owner;
 mod proxy;
 mod retry;
 mod scrape;

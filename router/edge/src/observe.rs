@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::download::DownloadError;
 use crate::edge::Shared;
 use crate::forwarded::Peer;
+use crate::owner::{Asked, DEBUG_NAME};
 
 /// The request id's header.
 pub(crate) const REQUEST_ID_NAME: HeaderName = HeaderName::from_static(REQUEST_ID);
@@ -30,6 +31,8 @@ pub(crate) struct Exchange {
     /// What the client called it.
     client_id: Option<HeaderValue>,
     app: Option<Arc<AppEntry>>,
+    /// A debug token came along.
+    pub(crate) asked: Option<Box<Asked>>,
     pub(crate) endpoint: Option<Arc<Endpoint>>,
     /// 0 until a response is there.
     pub(crate) status: u16,
@@ -59,6 +62,7 @@ impl Exchange {
             id: id.unwrap_or_else(|_| HeaderValue::from_static("")),
             client_id: request.headers().get(REQUEST_ID_NAME).cloned(),
             app: None,
+            asked: None,
             endpoint: None,
             status: 0,
             bytes: 0,
@@ -88,12 +92,28 @@ impl Exchange {
                 entry.stats.begins();
             }
         }
+        if let Some(asked) = &mut self.asked {
+            asked.judge(entry);
+        }
         self.app = Some(Arc::clone(entry));
     }
 
-    /// Puts the id on a response.
+    /// The app that the request leads to.
+    pub(crate) fn app(&self) -> Option<&AppEntry> {
+        self.app.as_deref()
+    }
+
+    /// Whether the owner of the app that the request leads to asks.
+    pub(crate) fn is_owner(&self) -> bool {
+        self.asked.as_ref().is_some_and(|asked| asked.is_owner())
+    }
+
+    /// Puts the id on a response, and what a debug token was worth.
     pub(crate) fn mark(&self, headers: &mut HeaderMap) {
         headers.insert(REQUEST_ID_NAME, self.id.clone());
+        if let Some(answer) = self.asked.as_ref().and_then(|asked| asked.answer()) {
+            headers.insert(DEBUG_NAME, answer);
+        }
     }
 }
 

@@ -12,8 +12,8 @@ use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use marcato_api::ProblemKind;
 use marcato_api::headers::{INSTANCE, NOT_STARTED, PLATFORM_ERROR};
+use marcato_api::{Millis, ProblemKind};
 use marcato_balance::{AppEntry, Endpoint, InFlight, pick};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -23,6 +23,7 @@ use crate::edge::Shared;
 use crate::errors::{Accept, Refusal};
 use crate::forwarded::Peer;
 use crate::observe::{Exchange, REQUEST_ID_NAME};
+use crate::owner::{self, Asked};
 use crate::retry::is_idempotent;
 use crate::upload::{Patience, RequestBody, Upload, UploadError};
 use crate::upstream::{Lease, SendError};
@@ -30,6 +31,9 @@ use crate::upstream::{Lease, SendError};
 const INSTANCE_NAME: HeaderName = HeaderName::from_static(INSTANCE);
 const PLATFORM_ERROR_NAME: HeaderName = HeaderName::from_static(PLATFORM_ERROR);
 const NOT_STARTED_NAME: HeaderName = HeaderName::from_static(NOT_STARTED);
+
+/// Most of a platform error's body that is read for its connection's sake.
+const DRAINED_BYTES: usize = 16 << 10;
 
 /// Serves a request. It always has a response; a refusal is one of the edge's own.
 pub(crate) async fn serve(
@@ -53,7 +57,8 @@ pub(crate) async fn serve(
         }
         Err(refusal) => {
             exchange.status = refusal.status.as_u16();
-            let (mut response, body) = refusal.render(&accept, exchange.id.to_str().unwrap_or_default());
+            let owner = exchange.app().filter(|_| exchange.is_owner()).map(|entry| &entry.app);
+            let (mut response, body) = refusal.render(&accept, exchange.id.to_str().unwrap_or_default(), owner);
             exchange.mark(response.headers_mut());
             // hyper leaves the body out for HTTP/1 only.
             response.map(|()| Download::page(if is_head { Bytes::new() } else { body }, exchange))
@@ -68,6 +73,7 @@ async fn forward(
     exchange: &mut Exchange,
 ) -> Result<Response<Stream>, Refusal> {
     let (mut parts, incoming) = request.into_parts();
+    exchange.asked = Asked::take(&mut parts.headers);
     exchange.host = admit(&mut parts, peer)?;
     parts.headers.insert(REQUEST_ID_NAME, exchange.id.clone());
     let mut job = Job::new(shared, parts, exchange);
@@ -116,9 +122,23 @@ impl<'a> Job<'a> {
             .ok_or_else(|| Refusal::new(ProblemKind::NoRoute, "Check the address, or the app's routes."))?;
         self.exchange.routed(entry);
         if entry.stopped {
-            return Err(Refusal::new(ProblemKind::AppStopped, "Its operator stopped it."));
+            let refusal = Refusal::new(ProblemKind::AppStopped, "Its operator stopped it.");
+            let why = || format!("the app is stopped; next: marcato start {}", entry.app);
+            return Err(self.explain(refusal, None, why));
         }
         Ok(Arc::clone(entry))
+    }
+
+    /// The refusal with its reason, when it is the owner who asks.
+    fn explain(&self, refusal: Refusal, endpoint: Option<&Endpoint>, why: impl FnOnce() -> String) -> Refusal {
+        if !self.exchange.is_owner() {
+            return refusal;
+        }
+        let explanation = owner::because(refusal.kind, why());
+        refusal.explained(match endpoint {
+            Some(endpoint) => owner::at(endpoint, explanation),
+            None => explanation,
+        })
     }
 
     /// Takes the body over. Of one that is longer than the app allows, no more is sent than it takes the
@@ -168,7 +188,7 @@ impl<'a> Job<'a> {
                     if entry.endpoints.is_empty() {
                         self.wait_for_instance().await?;
                     } else {
-                        let (refusal, patient) = last.take().unwrap_or((Refusal::plain(ProblemKind::NoInstance), true));
+                        let (refusal, patient) = last.take().unwrap_or_else(|| (self.left_out(&entry), true));
                         self.pause(refusal, patient).await?;
                         self.tried.clear();
                     }
@@ -180,11 +200,24 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// Every instance failed lately, and none is due to be tried.
+    fn left_out(&self, entry: &AppEntry) -> Refusal {
+        let why = || {
+            let count = entry.endpoints.len();
+            format!("none of the app's {count} instances could be reached lately; each is tried again within seconds")
+        };
+        self.explain(Refusal::plain(ProblemKind::NoInstance), None, why)
+    }
+
     /// Waits until the app has an instance, bounded in time and in number of waiters.
     async fn wait_for_instance(&mut self) -> Result<(), Refusal> {
         let refusal = Refusal::new(ProblemKind::NoInstance, "Try again in a moment.");
-        let until = self.exchange.started() + Duration::from(self.shared.cfg.instance_wait_ms);
-        let Some(_waiter) = Waiter::new(self.shared) else { return Err(refusal) };
+        let cfg = &self.shared.cfg;
+        let until = self.exchange.started() + Duration::from(cfg.instance_wait_ms);
+        let Some(_waiter) = Waiter::new(self.shared) else {
+            let why = || format!("{} requests wait for an instance already, of all apps together", cfg.max_waiting);
+            return Err(self.explain(refusal, None, why));
+        };
         let mut changed = self.shared.changed.clone();
         let ready = async {
             loop {
@@ -201,7 +234,9 @@ impl<'a> Job<'a> {
                 }
             }
         };
-        timeout_at(until, ready).await.map_err(|_| refusal)
+        let app = || self.exchange.app().map_or("APP", |entry| entry.app.as_str());
+        let why = || format!("no instance was ready within {}; next: marcato app show {}", cfg.instance_wait_ms, app());
+        timeout_at(until, ready).await.map_err(|_| self.explain(refusal, None, why))
     }
 
     /// Every endpoint was tried: waits a moment for one to come back, or gives up.
@@ -237,7 +272,12 @@ impl<'a> Job<'a> {
                 if let Some(failure) = self.upload.as_ref().and_then(|u| u.failure()) {
                     return Attempt::Failed(client_failed(failure));
                 }
-                Attempt::Failed(Refusal::plain(ProblemKind::TimedOut))
+                let why = || {
+                    let time = self.exchange.app().map_or(Millis(0), |entry| entry.limits.time_ms);
+                    let grace = self.shared.cfg.host_grace_ms;
+                    format!("the host did not answer within the app's time_ms ({time}) and {grace} for the way")
+                };
+                Attempt::Failed(self.explain(Refusal::plain(ProblemKind::TimedOut), Some(&picked), why))
             }
         }
     }
@@ -253,6 +293,9 @@ impl<'a> Job<'a> {
         // An instance id is a label: it is always valid.
         let instance = instance.map_err(|_| Refusal::plain(ProblemKind::Internal))?;
         request.headers_mut().insert(INSTANCE_NAME, instance);
+        if self.exchange.is_owner() {
+            request.headers_mut().insert(owner::EXPLAIN_NAME, HeaderValue::from_static("1"));
+        }
         Ok(request)
     }
 
@@ -265,7 +308,8 @@ impl<'a> Job<'a> {
         }
         picked.succeeded();
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return Attempt::Failed(Refusal::plain(ProblemKind::BadGateway));
+            let why = || "the app's host answered with 101; upgrades are not served".to_owned();
+            return Attempt::Failed(self.explain(Refusal::plain(ProblemKind::BadGateway), Some(&picked), why));
         }
         strip_hop_by_hop(response.headers_mut());
         strip_internal(response.headers_mut());
@@ -289,14 +333,21 @@ impl<'a> Job<'a> {
         } else {
             picked.succeeded();
         }
-        drain(body, lease, self.upload.as_deref()).await;
-        let refusal = match kind {
+        let is_owner = self.exchange.is_owner();
+        let most = if is_owner { owner::EXPLANATION_BYTES } else { DRAINED_BYTES };
+        let rest = drain(body, lease, self.upload.as_deref(), most).await;
+        let mut refusal = match kind {
             // The limit is the app's, and no secret: the client can only help itself when it knows.
             ProblemKind::TooLarge => {
                 Refusal::new(kind, "The app's limits.request_body_bytes says how long it may be.").closing()
             }
             _ => Refusal::plain(kind),
         };
+        if is_owner {
+            let told = rest.and_then(|rest| serde_json::from_slice(&rest).ok());
+            let told = told.unwrap_or_else(|| owner::because(kind, "its host gave no reason".into()));
+            refusal = refusal.explained(owner::at(picked, told));
+        }
         if !not_started || !self.can_replay() {
             return Attempt::Failed(refusal);
         }
@@ -318,7 +369,7 @@ impl<'a> Job<'a> {
         let cause = std::error::Error::source(error).map(ToString::to_string);
         let request_id = self.exchange.id.to_str().unwrap_or_default();
         tracing::debug!(%error, cause, instance = %picked.instance, request_id, "an attempt failed");
-        let refusal = Refusal::plain(ProblemKind::BadGateway);
+        let refusal = self.explain(Refusal::plain(ProblemKind::BadGateway), Some(picked), || owner::chain(error));
         match error {
             SendError::NotSent(_) if self.can_replay() => {
                 self.shared.metrics.retries_not_sent.inc();
@@ -358,12 +409,13 @@ impl<'a> Job<'a> {
 }
 
 /// Reads the rest of a small body, so that its connection can be used again.
-async fn drain(body: Incoming, lease: Lease, upload: Option<&Upload>) {
-    let rest = Limited::new(body, 16 << 10).collect();
-    let done = matches!(timeout(Duration::from_millis(250), rest).await, Ok(Ok(_)));
-    if done && upload.is_none_or(Upload::is_done) {
+async fn drain(body: Incoming, lease: Lease, upload: Option<&Upload>, most: usize) -> Option<Bytes> {
+    let rest = Limited::new(body, most).collect();
+    let rest = timeout(Duration::from_millis(250), rest).await.ok()?.ok()?.to_bytes();
+    if upload.is_none_or(Upload::is_done) {
         lease.release();
     }
+    Some(rest)
 }
 
 fn client_failed(failure: UploadError) -> Refusal {

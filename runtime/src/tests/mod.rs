@@ -17,8 +17,8 @@ use marcato_api::{
 };
 
 use crate::{
-    CodeCache, CompileError, CompilerCommand, Instance, InstanceSetup, LoadError, LogSink, NetworkDialer, PoolConfig,
-    RequestBody, Runtime, RuntimeConfig, Services, StartError,
+    CodeCache, CompileError, CompilerCommand, FiredLimit, Instance, InstanceSetup, LoadError, LogSink, NetworkDialer,
+    PoolConfig, RequestBody, Runtime, RuntimeConfig, Services, StartError,
 };
 
 #[derive(Default)]
@@ -196,6 +196,11 @@ async fn a_trap_is_the_guests_failure_and_its_reason_stays_in_the_log() {
     assert_eq!((error.kind, error.not_started), (ProblemKind::GuestFailed, false));
     assert!(!error.detail.contains("unreachable"), "{}", error.detail);
     assert!(f.logged("unreachable"));
+    // The owner reads the same lines.
+    assert_eq!(error.limit, None);
+    let reason: Vec<_> = error.reason_lines().collect();
+    assert!(reason.iter().any(|line| line.contains("unreachable")) && reason.len() <= 16, "{reason:?}");
+    assert!(reason.iter().all(|line| f.logged(line)), "{reason:?}");
     assert_eq!(instance.counters().failures, 1);
     assert_eq!(f.runtime.usage().sandboxes, 0);
 
@@ -211,6 +216,7 @@ async fn cpu_and_wall_time_end_a_guest_that_loops() {
     let error = instance.handle(request()).await.expect_err("loops");
     assert_eq!((error.kind, error.kind.status()), (ProblemKind::CpuExhausted, 504));
     assert_eq!(fired(&instance, "cpu_ms"), 1);
+    assert_eq!(error.limit, Some(FiredLimit { name: "cpu_ms", value: Some(30), used: None }));
     assert!(f.logged("limit cpu_ms (30 ms) reached"));
     assert!(instance.counters().cpu_us >= 29_000, "{:?}", instance.counters());
 
@@ -237,6 +243,8 @@ async fn memory_is_limited_per_sandbox_and_per_instance() {
     let error = instance.handle(request()).await.expect_err("may not grow");
     assert_eq!(error.kind, ProblemKind::GuestFailed);
     assert!(error.detail.contains("memory_bytes (1 MiB)"), "{}", error.detail);
+    assert_eq!(error.limit, Some(FiredLimit { name: "memory_bytes", value: Some(1 << 20), used: None }));
+    assert!(error.reason_lines().any(|line| line.contains("the guest trapped")), "{error:?}");
     assert_eq!(fired(&instance, "memory_bytes"), 1);
 
     let patient = f.start(&guests::grow_and_go_on(32), config(small)).await;
@@ -264,7 +272,8 @@ async fn memory_is_limited_per_sandbox_and_per_instance() {
     until("both run", || f.runtime.usage().sandbox_bytes == ByteCount::kib(256)).await;
     let error = instance.handle(request()).await.expect_err("no memory left");
     assert_eq!((error.kind, error.not_started), (ProblemKind::MemoryExhausted, true));
-    assert_eq!(fired(&instance, "instance_memory_bytes"), 1);
+    let full = FiredLimit { name: "instance_memory_bytes", value: Some(256 << 10), used: Some(256 << 10) };
+    assert_eq!((error.limit, fired(&instance, "instance_memory_bytes")), (Some(full), 1));
     running.iter().for_each(tokio::task::JoinHandle::abort);
     until("all is given back", || f.runtime.usage().sandbox_bytes == ByteCount(0)).await;
 }
@@ -301,6 +310,8 @@ async fn the_memory_of_the_host_is_shared_and_never_exceeded() {
         assert_eq!((error.kind, error.not_started), (ProblemKind::Unavailable, true));
         assert_eq!(error.kind.status(), 503);
         assert!(error.detail.contains("host_memory (384 KiB)"), "{}", error.detail);
+        // What others use is not told.
+        assert_eq!(error.limit, Some(FiredLimit { name: "host_memory", value: Some(384 << 10), used: None }));
         assert_eq!(fired(app, "host_memory"), 1);
     }
     assert_eq!(f.runtime.usage().sandbox_bytes, ByteCount::kib(384), "what was refused is not counted");
@@ -381,6 +392,7 @@ async fn the_queue_is_bounded_in_length_and_time() {
     until("the second waits", || instance.queued() == 1).await;
     let error = instance.handle(request()).await.expect_err("no place and no queue");
     assert_eq!((error.kind, error.not_started), (ProblemKind::QueueFull, true));
+    assert_eq!(error.limit, Some(FiredLimit { name: "queue", value: Some(1), used: Some(1) }));
     let error = second.await.expect("no panic").expect_err("waited too long");
     assert_eq!((error.kind, error.not_started), (ProblemKind::QueueTimeout, true));
     assert_eq!((fired(&instance, "queue"), fired(&instance, "queue_timeout_ms")), (1, 1));
@@ -408,6 +420,8 @@ async fn request_bodies_over_the_limit_are_refused() {
     let long = Full::new(Bytes::from_static(b"eleven byte")).map_err(|e| match e {}).boxed_unsync();
     let error = instance.handle(with_body(long)).await.expect_err("too long");
     assert_eq!((error.kind, error.kind.status()), (ProblemKind::TooLarge, 413));
+    let eleven = FiredLimit { name: "request_body_bytes", value: Some(10), used: Some(11) };
+    assert_eq!(error.limit, Some(eleven));
     assert_eq!(instance.counters().sandboxes, 0);
     assert_eq!(fired(&instance, "request_body_bytes"), 1);
     let frames = futures::stream::iter([Ok(http_body::Frame::data(Bytes::from_static(b"ten bytes!")))]);

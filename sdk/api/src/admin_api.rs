@@ -8,10 +8,10 @@ use std::future::Future;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Event, HostDetail, HostId, HostView,
-    JoinRequest, JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, Policy, PolicyScope, PolicyView,
-    Problem, Revision, RevisionNumber, Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery,
-    UsageReport,
+    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, DebugToken, Digest, Event, HostDetail, HostId, HostView,
+    JoinRequest, JoinResponse, JoinToken, NewApp, NewDebugToken, NewRevision, NewService, NewToken, Policy,
+    PolicyScope, PolicyView, Problem, Revision, RevisionNumber, Service, ServiceName, StoreRevision, Token,
+    TokenSecret, UsageQuery, UsageReport,
 };
 
 /// What every API call gives.
@@ -69,6 +69,13 @@ pub trait AdminApi: Send + Sync {
 
     /// `GET /v1/apps/{app}/limits`: every budget, who set it, and how far it is used.
     fn app_limits(&self, app: &AppName) -> impl Future<Output = ApiResult<AppLimits>> + Send;
+
+    /// `POST /v1/apps/{app}/debug-token`: with it, errors of the platform explain themselves.
+    fn create_debug_token(
+        &self,
+        app: &AppName,
+        new: NewDebugToken,
+    ) -> impl Future<Output = ApiResult<DebugToken>> + Send;
 
     /// `GET /v1/apps/{app}/revisions`, newest first.
     fn list_revisions(
@@ -221,6 +228,12 @@ pub mod admin_paths {
     #[must_use]
     pub fn app_limits(app: &AppName) -> String {
         format!("{APPS}/{app}/limits")
+    }
+
+    /// Debug tokens of an app.
+    #[must_use]
+    pub fn debug_token(app: &AppName) -> String {
+        format!("{APPS}/{app}/debug-token")
     }
 
     /// What a scope sets.

@@ -6,7 +6,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Generation, HostAddress, HostCapacity, HostId, HostUsage, OrgName, WorkerStatus};
+use crate::{AppName, Generation, HostAddress, HostCapacity, HostId, HostUsage, OrgName, WorkerStatus};
 
 /// A host as operators see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +117,35 @@ pub struct JoinToken {
 impl fmt::Debug for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JoinToken").field("token", &"***").field("expires_at", &self.expires_at).finish()
+    }
+}
+
+/// Body of `POST /v1/apps/{app}/debug-token`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct NewDebugToken {
+    /// How long it is good for, in seconds: 1 to 86,400. Absent: an hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u64>,
+}
+
+/// A debug token: requests that carry it as `Marcato-Debug` get errors of the platform with their reasons.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DebugToken {
+    /// The app that it is good for.
+    pub app: AppName,
+    /// The token: `md_` and 54 characters. It is kept nowhere.
+    pub token: String,
+    /// No good after this.
+    pub expires_at: Timestamp,
+}
+
+impl fmt::Debug for DebugToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (app, expires_at) = (&self.app, &self.expires_at);
+        f.debug_struct("DebugToken").field("app", app).field("token", &"***").field("expires_at", expires_at).finish()
     }
 }
 

@@ -128,6 +128,11 @@ pub mod headers {
     /// Ingress to edge, beside [`PLATFORM_ERROR`]: `1` when no guest code has run for this request,
     /// so that it may be sent to another instance.
     pub const NOT_STARTED: &str = "x-marcato-not-started";
+    /// Edge to ingress: `1` when the app's owner asks. A platform error then has an [`crate::OwnerProblem`] as its body.
+    pub const EXPLAIN: &str = "x-marcato-explain";
+    /// Client to edge: a debug token of the app. It goes no further. On the response, what it was worth: `valid`, `expired`
+    /// or `invalid`.
+    pub const DEBUG: &str = "marcato-debug";
     /// Prefix of all internal headers.
     pub const INTERNAL_PREFIX: &str = "x-marcato-";
 }

@@ -39,7 +39,8 @@ pub use capability::{Grant, grant_for, interface_of};
 pub use confinement::{ConfinementReport, Measure, MeasureStatus, WorkerStatus};
 pub use event::{Event, Outcome};
 pub use fleet::{
-    HostDetail, HostState, HostView, JoinRequest, JoinResponse, JoinToken, NewToken, Role, Token, TokenSecret,
+    DebugToken, HostDetail, HostState, HostView, JoinRequest, JoinResponse, JoinToken, NewDebugToken, NewToken, Role,
+    Token, TokenSecret,
 };
 pub use host::{
     CertificateRequest, CertificateTerm, ComponentState, ComponentStatus, HostAddress, HostCapacity, HostConfig,
@@ -57,7 +58,7 @@ pub use outbound::OutboundHost;
 pub use policy::{
     AppBudget, Effective, Exceeded, Isolation, IsolationClass, Policy, PolicyError, PolicyScope, PolicyView,
 };
-pub use problem::{Problem, ProblemKind};
+pub use problem::{OwnerProblem, Problem, ProblemKind};
 pub use service::{Backup, NewService, Service, ServiceKind};
 pub use units::{Bytes, Millis, amount};
 pub use usage::{

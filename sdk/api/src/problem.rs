@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{AppName, HostId, InstanceId, RevisionNumber};
+
 /// A problem: one error, for people and for programs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -24,6 +26,47 @@ pub struct Problem {
     /// The request's id, to find it in the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+}
+
+/// A problem as the app's owner gets it, for whom it explains itself: the members of [`Problem`] and these. A client that
+/// has not shown to be the owner gets the kind alone. From a host to the edge, without what the edge knows itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerProblem {
+    /// What everybody may know, and the detail.
+    #[serde(flatten)]
+    pub problem: Problem,
+    /// The limit that fired, as docs/limits.md names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Cow<'static, str>>,
+    /// Its value; the unit is the end of its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_value: Option<u64>,
+    /// What was used or asked for, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<u64>,
+    /// What the guest or its sandbox said, line by line, as in the app's log.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reason: Vec<String>,
+    /// The app.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// The revision of the instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<RevisionNumber>,
+    /// The instance that had the request last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<InstanceId>,
+    /// The host of that instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
+}
+
+impl From<Problem> for OwnerProblem {
+    fn from(problem: Problem) -> Self {
+        let (limit, limit_value, used, reason) = (None, None, None, Vec::new());
+        let (app, revision, instance_id, host) = (None, None, None, None);
+        Self { problem, limit, limit_value, used, reason, app, revision, instance_id, host }
+    }
 }
 
 macro_rules! kinds {

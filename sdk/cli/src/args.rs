@@ -121,7 +121,7 @@ async fn client(command: Command, out: Output) -> Result<()> {
         Command::Whoami => login::whoami(out).await,
         Command::Push(args) => push::push(args, out).await,
         Command::Apps => apps::list(out).await,
-        Command::App(command) => apps::show(command, out).await,
+        Command::App(command) => apps::run(command, out).await,
         Command::Scale(args) => apps::scale(args, out).await,
         Command::Start(args) => apps::start(args, out).await,
         Command::Stop(args) => apps::stop(args, out).await,
@@ -176,5 +176,7 @@ mod tests {
         assert!(Cli::try_parse_from(["marcato", "services"]).is_ok());
         assert!(Cli::try_parse_from(["marcato", "hosts", "show", "h1"]).is_ok());
         assert!(Cli::try_parse_from(["marcato", "app", "show", "a", "--limits"]).is_ok());
+        assert!(Cli::try_parse_from(["marcato", "app", "debug", "a", "--for", "30m"]).is_ok());
+        assert!(Cli::try_parse_from(["marcato", "app", "debug", "a", "--for", "forever"]).is_err());
     }
 }

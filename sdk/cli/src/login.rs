@@ -1,7 +1,7 @@
 //! Where the CLI finds its server: the saved login, and the environment that overrides it.
 //!
-//! Owns `$XDG_CONFIG_HOME/marcato/login.json` (mode 0600: it holds a token). A saved token only ever
-//! goes to the server that it was saved for.
+//! Owns `$XDG_CONFIG_HOME/marcato/login.json` (mode 0600: it holds a token), and `ca.pem` beside it for other programs. A
+//! saved token only ever goes to the server that it was saved for.
 
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -138,6 +138,21 @@ pub(crate) fn resolve(saved: Option<&Login>, overrides: &Overrides) -> Result<Lo
 
 fn trimmed(url: &str) -> &str {
     url.trim_end_matches('/')
+}
+
+/// The authority's certificate as a file, for other programs: `MARCATO_CA`, or the pinned one, written beside the login.
+pub(crate) fn ca_file() -> Result<PathBuf> {
+    let overrides = Overrides::from_env();
+    if let Some(given) = overrides.ca {
+        return Ok(given);
+    }
+    let saved = file()?;
+    let login = resolve(load(&saved)?.as_ref(), &overrides)?;
+    let path = saved.with_file_name("ca.pem");
+    if std::fs::read_to_string(&path).ok().as_ref() != Some(&login.ca_pem) {
+        write_private(&path, login.ca_pem.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(path)
 }
 
 /// A client for the server to talk to.

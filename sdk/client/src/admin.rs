@@ -5,10 +5,10 @@ use std::sync::Arc;
 use futures::Stream;
 use http::Method;
 use marcato_api::{
-    AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostDetail,
-    HostId, HostView, JoinRequest, JoinResponse, JoinToken, LogLine, NewApp, NewRevision, NewService, NewToken, PageOf,
-    Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber, Service, ServiceName,
-    StoreRevision, Token, TokenSecret, UsageQuery, UsageReport, admin_paths,
+    AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, DebugToken, Digest, Etag, Event,
+    HostDetail, HostId, HostView, JoinRequest, JoinResponse, JoinToken, LogLine, NewApp, NewDebugToken, NewRevision,
+    NewService, NewToken, PageOf, Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber,
+    Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport, admin_paths,
 };
 use serde::de::DeserializeOwned;
 
@@ -133,6 +133,11 @@ impl AdminApi for AdminClient {
 
     async fn app_limits(&self, app: &AppName) -> ApiResult<AppLimits> {
         self.json(Call::get(admin_paths::app_limits(app))).await
+    }
+
+    async fn create_debug_token(&self, app: &AppName, new: NewDebugToken) -> ApiResult<DebugToken> {
+        let payload = Payload::json(&new)?;
+        self.json(Call::new(Method::POST, admin_paths::debug_token(app)).payload(payload)).await
     }
 
     async fn list_revisions(&self, app: &AppName, after: Option<String>, limit: u32) -> ApiResult<PageOf<Revision>> {

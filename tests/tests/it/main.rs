@@ -13,6 +13,7 @@ mod health;
 mod hostile;
 mod lifecycle;
 mod outbound;
+mod owner;
 mod policy;
 mod protocols;
 mod samples;

@@ -36,6 +36,36 @@ async fn a_request_for_no_instance_may_go_elsewhere() {
 }
 
 #[tokio::test]
+async fn an_error_explains_itself_when_the_owner_asks_and_only_then() {
+    let host = TestHost::start("h1", Arc::new(TestCa::new())).await;
+    for (explain, detail) in
+        [(true, "this host does not have the instance"), (false, ProblemKind::InstanceGone.title())]
+    {
+        let mut request = Request::builder().uri("/").header("host", "a").header(INSTANCE, "hello-r1-0");
+        if explain {
+            request = request.header(EXPLAIN, "1");
+        }
+        let response = host.request(request.body(Full::default()).unwrap()).await;
+        assert_eq!(problem_of(&response).detail, detail);
+    }
+}
+
+#[test]
+fn an_explanation_has_the_limit_and_the_reason_within_bounds() {
+    let error = InvokeError {
+        limit: Some(FiredLimit { name: "queue", value: Some(2), used: None }),
+        ..InvokeError::not_started(ProblemKind::QueueFull, "limit queue (2 requests) reached")
+    };
+    let told = explanation(&error);
+    assert_eq!((told.limit.as_deref(), told.limit_value, told.used), (Some("queue"), Some(2), None));
+    assert_eq!((told.problem.detail.as_str(), told.reason.len()), ("limit queue (2 requests) reached", 0));
+    let long = format!("a\n\n  \n{}", "\u{fc}".repeat(5_000) + &"\nline".repeat(50));
+    let told = explanation(&InvokeError { reason: Some(long.into()), ..error });
+    assert_eq!((told.reason.len(), told.reason[0].as_str(), told.reason[2].as_str()), (16, "a", "line"));
+    assert_eq!(told.reason[1], "\u{fc}".repeat(REASON_LINE), "cut between characters");
+}
+
+#[tokio::test]
 async fn garbage_ends_its_connection_and_nothing_else() {
     let host = TestHost::start("h1", Arc::new(TestCa::new())).await;
     let long_header = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "x".repeat(200_000));

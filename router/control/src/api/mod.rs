@@ -7,6 +7,7 @@
 mod apps;
 mod body;
 mod components;
+mod debug;
 mod extract;
 mod hosts;
 mod limits;
@@ -41,7 +42,7 @@ use crate::blobs::Blobs;
 use crate::ca::Authority;
 use crate::hosts::HostClients;
 use crate::observed::{Observed, ObservedCell};
-use crate::state::{State, StateError};
+use crate::state::{DebugSecret, State, StateError};
 use crate::usage::UsageStore;
 
 pub(crate) use routes::router;
@@ -60,6 +61,7 @@ pub(crate) struct Api(Arc<Shared>);
 /// What every handler shares.
 pub(crate) struct Shared {
     pub(crate) state: State,
+    pub(crate) debug: DebugSecret,
     pub(crate) blobs: Blobs,
     pub(crate) observed: Arc<ObservedCell>,
     pub(crate) usage: UsageStore,

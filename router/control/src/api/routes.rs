@@ -6,10 +6,10 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json as Out, Router, middleware};
 use marcato_api::{
-    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostDetail, HostId, HostView,
-    JoinRequest, JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, PageOf, Policy, PolicyScope,
-    PolicyView, Problem, ProblemKind, Revision, RevisionNumber, Service, ServiceName, StoreRevision, Token,
-    TokenSecret, UsageQuery, UsageReport, admin_paths,
+    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, DebugToken, Digest, Etag, Event, HostDetail, HostId,
+    HostView, JoinRequest, JoinResponse, JoinToken, NewApp, NewDebugToken, NewRevision, NewService, NewToken, PageOf,
+    Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber, Service, ServiceName,
+    StoreRevision, Token, TokenSecret, UsageQuery, UsageReport, admin_paths,
 };
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
@@ -53,6 +53,7 @@ pub(crate) fn router(api: Api) -> Router {
         .routes(routes!(app_status))
         .routes(routes!(app_limits))
         .routes(routes!(app_logs))
+        .routes(routes!(create_debug_token))
         .routes(routes!(list_revisions, create_revision))
         .routes(routes!(get_revision))
         .routes(routes!(has_component, put_component))
@@ -162,6 +163,16 @@ impl FromRequestParts<Api> for LogParts {
 async fn app_logs(session: Session, Path(app): Path<String>, LogParts(params): LogParts) -> Answer<Response> {
     let body = session.app_logs(&name("app", &app)?, params).await?;
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+#[utoipa::path(post, path = "/v1/apps/{app}/debug-token", tag = "apps", params(("app" = AppName, Path)), request_body = NewDebugToken,
+    responses((status = 200, body = DebugToken), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn create_debug_token(
+    session: Session,
+    Path(app): Path<String>,
+    Json(new): Json<NewDebugToken>,
+) -> Answer<Out<DebugToken>> {
+    Ok(Out(session.create_debug_token(&name("app", &app)?, new).await?))
 }
 
 #[utoipa::path(get, path = "/v1/apps/{app}/revisions", tag = "revisions",

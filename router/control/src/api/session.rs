@@ -3,10 +3,10 @@
 //! Each verb is in the file of its noun; this one holds the checks that all share.
 
 use marcato_api::{
-    AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, Digest, Etag, Event, HostDetail,
-    HostId, HostView, JoinRequest, JoinResponse, JoinToken, NewApp, NewRevision, NewService, NewToken, OrgName,
-    Outcome, PageOf, Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber, Role, Service,
-    ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport,
+    AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, DebugToken, Digest, Etag, Event,
+    HostDetail, HostId, HostView, JoinRequest, JoinResponse, JoinToken, NewApp, NewDebugToken, NewRevision, NewService,
+    NewToken, OrgName, Outcome, PageOf, Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision,
+    RevisionNumber, Role, Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport,
 };
 
 use super::{Api, state_problem};
@@ -160,6 +160,9 @@ impl AdminApi for Session {
     }
     async fn app_limits(&self, app: &AppName) -> ApiResult<AppLimits> {
         Session::app_limits(self, app).await
+    }
+    async fn create_debug_token(&self, app: &AppName, new: NewDebugToken) -> ApiResult<DebugToken> {
+        Session::create_debug_token(self, app, new).await
     }
     async fn list_revisions(&self, app: &AppName, after: Option<String>, limit: u32) -> ApiResult<PageOf<Revision>> {
         Session::list_revisions(self, app, after, limit).await

@@ -13,6 +13,8 @@ pub(crate) const EVENTS: &str = "events/";
 pub(crate) const ROUTES: &str = "routes/";
 pub(crate) const POLICIES: &str = "policies/";
 pub(crate) const PLACEMENTS: &str = "placements";
+/// What debug tokens hang on, sealed.
+pub(crate) const DEBUG_SECRET: &str = "debug-secret";
 
 pub(crate) fn app(name: &AppName) -> String {
     format!("{APPS}{name}")

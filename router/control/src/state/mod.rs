@@ -5,6 +5,7 @@
 //! Flow: admin API -> state -> store; tasks read snapshots ([`State::desired`]) and write outcomes.
 
 mod apps;
+mod debug;
 mod desired;
 mod events;
 mod hosts;
@@ -28,6 +29,7 @@ use serde::de::DeserializeOwned;
 
 use crate::store::{Listing, Store, StoreError, Versioned};
 
+pub use debug::DebugSecret;
 pub use events::Deed;
 pub use hosts::JoinOutcome;
 pub use policies::{Policies, PolicyRecord};

@@ -108,7 +108,7 @@ impl Conductor {
     /// The edge first, so that it has stopped sending to an instance before its host is told to drain it.
     fn carry_out(&mut self, apps: &[AppInput], desired: &Desired, made: &Plan) {
         let tasks = &self.shared.tasks;
-        let table = specs(apps, &desired.hosts, &tasks.observed.load(), made);
+        let table = specs(apps, &desired.hosts, &tasks.observed.load(), made, &tasks.debug);
         if self.published.as_ref() != Some(&table) {
             publish(tasks, table.clone());
             self.published = Some(table);

@@ -82,7 +82,7 @@ mod tests {
     use crate::blobs::Blobs;
     use crate::ca::Authority;
     use crate::observed::{ObservedCell, ObservedHost};
-    use crate::state::{Deed, RevisionDraft, SealKey, State};
+    use crate::state::{DebugSecret, Deed, RevisionDraft, SealKey, State};
     use crate::store::{SqliteStore, Txn};
     use crate::tasks::Tasks;
 
@@ -90,6 +90,7 @@ mod tests {
         let store = SqliteStore::open(&dir.join("state.sqlite")).unwrap();
         let tasks = Tasks {
             state: State::new(Arc::new(store), SealKey::ensure(&dir.join("seal.key")).unwrap()),
+            debug: DebugSecret::of([0; 32]),
             observed: Arc::new(ObservedCell::new()),
             components: Blobs::local(&dir.join("components")).unwrap(),
             host_tls: Arc::new(

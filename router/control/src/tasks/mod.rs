@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use crate::blobs::Blobs;
 use crate::ca::Authority;
 use crate::observed::ObservedCell;
-use crate::state::State;
+use crate::state::{DebugSecret, State};
 use crate::usage::UsageStore;
 
 pub(crate) use gc::KEPT_REVISIONS;
@@ -39,6 +39,8 @@ pub(crate) use gc::KEPT_REVISIONS;
 pub struct Tasks {
     /// What is wanted.
     pub state: State,
+    /// What debug tokens hang on.
+    pub debug: DebugSecret,
     /// What is.
     pub observed: Arc<ObservedCell>,
     /// Components' bytes.

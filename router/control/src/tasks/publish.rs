@@ -8,12 +8,18 @@ use marcato_plan::{AppInput, Endpoint, Plan};
 
 use super::Tasks;
 use crate::observed::Observed;
-use crate::state::HostRecord;
+use crate::state::{DebugSecret, HostRecord};
 
 /// What a table is made from; compared, so that an unchanged one is not published again.
 pub(crate) type Published = Vec<AppSpec>;
 
-pub(crate) fn specs(apps: &[AppInput], hosts: &[HostRecord], observed: &Observed, plan: &Plan) -> Published {
+pub(crate) fn specs(
+    apps: &[AppInput],
+    hosts: &[HostRecord],
+    observed: &Observed,
+    plan: &Plan,
+    debug: &DebugSecret,
+) -> Published {
     // Each worker of a host has an ingress of its own; the host's is the one of the shared worker.
     let told = observed.hosts.values().filter_map(|h| h.inventory.as_ref()).flat_map(|i| &i.instances);
     let workers: HashMap<&InstanceId, &HostAddress> =
@@ -33,6 +39,7 @@ pub(crate) fn specs(apps: &[AppInput], hosts: &[HostRecord], observed: &Observed
                 .flatten()
                 .filter_map(|e| address(e).map(|a| endpoint(e, a)))
                 .collect(),
+            debug: debug.key(&input.app),
         })
         .collect()
 }

@@ -14,7 +14,7 @@ async fn tls(rig: &Rig, alpn: &[&[u8]]) -> tokio_rustls::client::TlsStream<TcpSt
     connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap()
 }
 
-async fn http2<T>(io: T) -> hyper::client::conn::http2::SendRequest<Empty<Bytes>>
+pub(crate) async fn http2<T>(io: T) -> hyper::client::conn::http2::SendRequest<Empty<Bytes>>
 where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {

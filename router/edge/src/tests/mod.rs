@@ -2,6 +2,7 @@
 
 mod life;
 mod numbers;
+mod owner;
 mod retries;
 mod routing;
 mod streaming;
@@ -25,7 +26,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use marcato_api::{AppName, HostAddress, HostId, InstanceId, Limits, Millis, RevisionNumber, Route};
-use marcato_balance::{AppSpec, EndpointSpec, RouteTable, TableCell};
+use marcato_balance::{AppSpec, DebugKey, EndpointSpec, RouteTable, TableCell};
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener};
@@ -292,7 +293,13 @@ pub(crate) fn spec(name: &str, routes: &[&str], sockets: &[&Path]) -> AppSpec {
         limits: Limits::default(),
         routes: routes.iter().map(|r| Route::parse(r).unwrap()).collect(),
         endpoints: sockets.iter().enumerate().map(endpoint).collect(),
+        debug: debug_key(name),
     }
+}
+
+/// The key of an app's debug tokens.
+pub(crate) fn debug_key(name: &str) -> DebugKey {
+    DebugKey::derive(&[7; 32], &AppName::new(name).unwrap(), 1)
 }
 
 /// Reads to the end of the stream, at most 10 s; a reset is an end, too.

@@ -1,4 +1,4 @@
-//! `apps`, `app show`, and what changes an app without a new revision: scale, start, stop, restart, delete.
+//! `apps`, `app show`, `app debug`, and what changes an app without a new revision: scale, start, stop, restart, delete.
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -22,6 +22,7 @@ pub(crate) enum AppCommand {
         #[arg(long)]
         limits: bool,
     },
+    Debug(super::debug::DebugArgs),
 }
 
 /// An app, and whether to wait.
@@ -77,8 +78,14 @@ pub(crate) async fn list(out: Output) -> Result<()> {
     out.table(&["APP", "STATE", "READY", "REVISION", "ROUTES", "CHANGED"], rows, "no apps; next: marcato push")
 }
 
-pub(crate) async fn show(command: AppCommand, out: Output) -> Result<()> {
-    let AppCommand::Show { app, limits } = command;
+pub(crate) async fn run(command: AppCommand, out: Output) -> Result<()> {
+    match command {
+        AppCommand::Show { app, limits } => show(app, limits, out).await,
+        AppCommand::Debug(args) => super::debug::run(args, out).await,
+    }
+}
+
+async fn show(app: AppName, limits: bool, out: Output) -> Result<()> {
     if limits {
         let limits = crate::login::client()?.app_limits(&app).await?;
         return if out.json { out.value(&limits) } else { print_limits(out, &limits) };

@@ -2,6 +2,7 @@
 //! the answer; none keeps state of its own.
 
 pub(crate) mod apps;
+pub(crate) mod debug;
 pub(crate) mod env;
 pub(crate) mod events;
 pub(crate) mod hosts;
