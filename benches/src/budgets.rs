@@ -90,6 +90,7 @@ pub fn judge(results: &Results<'_>) -> Vec<Budget> {
     let push =
         moments.map(|m| (format!("{:.0} ms ({:.0} KB)", m.push_ms, m.push_size as f64 / 1e3), m.push_ms < 1000.0));
     let first = moments.map(|m| (format!("{:.2} ms", m.first_request_ms), m.first_request_ms < 5.0));
+    let worker = moments.map(|m| (format!("{:.0} ms", m.worker_again_ms), m.worker_again_ms < 100.0));
     let idle = moments.map(|m| {
         let last = format!("{:.1} MB (PSS {:.1} MB)", m.idle_resident as f64 / 1e6, m.idle_proportional as f64 / 1e6);
         (last, m.idle_resident < 80_000_000)
@@ -123,6 +124,7 @@ pub fn judge(results: &Results<'_>) -> Vec<Budget> {
         Budget::of("p50 that the router adds at one connection: at most nginx's as a proxy", added, no_peer),
         Budget::of("push of a 250 KB component to the first 200: under 1 s", push, "left out"),
         Budget::of("first request on a host with the code on disk: under 5 ms", first, "left out"),
+        Budget::of("worker killed until the next answer at its host: under 100 ms", worker, "left out"),
         Budget::of("`marcato up` at rest: under 80 MB RSS in all", idle, "left out"),
     ];
     budgets.extend(at_rest(results.idle));

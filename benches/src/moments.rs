@@ -1,5 +1,5 @@
 //! Moments that are not a load: start-up, push to first 200, the first request on a host that has the
-//! code on disk, memory at rest.
+//! code on disk, a worker that was killed, memory at rest.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,6 +24,8 @@ pub struct Moments {
     pub push_size: u64,
     /// First request on a host that was killed and started again.
     pub first_request_ms: f64,
+    /// From the death of a worker that stood long to the answer of the one that follows, at the host.
+    pub worker_again_ms: f64,
     /// Resident memory of `marcato up` at rest, all its processes.
     pub idle_resident: u64,
     /// The same by proportional share: memory that processes share is counted once.
@@ -33,6 +35,7 @@ pub struct Moments {
 /// Takes each moment `times` times.
 pub async fn measure(component: &Path, times: usize) -> Result<Moments> {
     let (mut fresh, mut again, mut push, mut first) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut worker = Vec::new();
     let folder = tempfile::Builder::new().prefix("marcato-bench-").tempdir()?;
     let mut idle = (0, 0);
     let mut push_size = 0;
@@ -56,7 +59,9 @@ pub async fn measure(component: &Path, times: usize) -> Result<Moments> {
         })
         .await?;
         again.push(milliseconds(begin));
-        first.push(first_request(Marcato { cluster }).await?);
+        let marcato = Marcato { cluster };
+        first.push(first_request(&marcato).await?);
+        worker.push(worker_again(&marcato).await?);
     }
     Ok(Moments {
         start_fresh_ms: median(fresh),
@@ -64,6 +69,7 @@ pub async fn measure(component: &Path, times: usize) -> Result<Moments> {
         push_ms: median(push),
         push_size,
         first_request_ms: median(first),
+        worker_again_ms: median(worker),
         idle_resident: idle.0,
         idle_proportional: idle.1,
     })
@@ -120,7 +126,7 @@ async fn push_new(cluster: &Cluster, component: &Path, folder: &Path) -> Result<
 }
 
 /// Kills the host, waits for its successor to have read its ledger, then times one request.
-async fn first_request(marcato: Marcato) -> Result<f64> {
+async fn first_request(marcato: &Marcato) -> Result<f64> {
     let cluster = &marcato.cluster;
     let host = cluster.host(1)?;
     let before = cluster.admin()?.status("pushed").await?.instances.first().context("no instance")?.id.clone();
@@ -145,4 +151,33 @@ async fn first_request(marcato: Marcato) -> Result<f64> {
         anyhow::bail!("first request to {before}: {} {}", answer.status, answer.text());
     }
     Ok(took)
+}
+
+/// The daemon starts a worker again without a pause when it lived so long.
+const STOOD_LONG: Duration = Duration::from_secs(11);
+
+/// Kills the shared worker and asks at once: the connection waits for the next one.
+async fn worker_again(marcato: &Marcato) -> Result<f64> {
+    let subject = marcato.direct("again", "pushed").await?;
+    let headers: Vec<_> = subject.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+    tokio::time::sleep(STOOD_LONG).await;
+    let pid = shared_worker(&marcato.cluster).await?;
+    kill_now(pid)?;
+    let begin = Instant::now();
+    // Until the kernel has taken the dead one apart, a connection may still go to it and end with it.
+    while begin.elapsed() < Duration::from_secs(30) {
+        let asked = subject.target.request(Method::GET, "/", &headers, empty()).await;
+        if asked.is_ok_and(|answer| answer.status == 200) {
+            return Ok(milliseconds(begin));
+        }
+    }
+    anyhow::bail!("no worker answers after one was killed")
+}
+
+async fn shared_worker(cluster: &Cluster) -> Result<Pid> {
+    let out = cluster.cli(&["hosts", "show", "h1", "--json"]).await?;
+    let shown: serde_json::Value = serde_json::from_slice(&out.stdout)?;
+    let workers = shown["worker_list"].as_array().context("no list of workers")?;
+    let pid = workers.iter().find(|w| w["name"] == "shared").and_then(|w| w["pid"].as_i64());
+    Ok(Pid::from_raw(i32::try_from(pid.context("no shared worker")?)?))
 }

@@ -43,6 +43,7 @@ pub fn render(machine: &str, results: &Results<'_>, notes: &[String]) -> String 
              | `marcato up` on existing data, until the app answers | {:.0} ms |\n\
              | `marcato push` of a new component of {:.0} KB, until 200 | {:.0} ms |\n\
              | first request on a host with the code on disk | {:.2} ms |\n\
+             | a worker killed, until the next answer at its host | {:.0} ms |\n\
              | `marcato up` at rest, RSS of all processes | {:.1} MB |\n\
              | the same, shared memory counted once (PSS) | {:.1} MB |\n",
             m.start_fresh_ms,
@@ -50,6 +51,7 @@ pub fn render(machine: &str, results: &Results<'_>, notes: &[String]) -> String 
             m.push_size as f64 / 1e3,
             m.push_ms,
             m.first_request_ms,
+            m.worker_again_ms,
             m.idle_resident as f64 / 1e6,
             m.idle_proportional as f64 / 1e6,
         ));

@@ -292,6 +292,15 @@ fn worker() {
     runtime.block_on(crate::run_worker(prepared, Vec::new())).unwrap();
 }
 
+/// A worker whose memory is not what it says: as one that was taken over. It would live on.
+#[test]
+#[ignore = "run by a daemon, as its worker"]
+fn greedy_worker() {
+    let taken = vec![1_u8; 512 << 20];
+    worker();
+    assert_eq!(std::hint::black_box(taken).last(), Some(&1));
+}
+
 pub(crate) fn json_request(method: &str, path: &str, body: &[u8]) -> Request<Full<Bytes>> {
     Request::builder()
         .method(method)

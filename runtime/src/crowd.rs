@@ -108,6 +108,10 @@ impl Crowd {
     fn place(&self, inner: &Arc<Inner>, mut job: Job) -> Arc<State> {
         let reuse = inner.config.reuse;
         let mut members = self.members();
+        if inner.machine.totals.is_over() {
+            // Others wait for what is over the lease: each ends with what is in it.
+            members.iter().for_each(|m| m.state.retired.store(true, Ordering::SeqCst));
+        }
         // A member without its place in the list ends by itself.
         members.retain(|m| !m.state.retired.load(Ordering::SeqCst) && !m.jobs.is_closed());
         for member in members.iter() {

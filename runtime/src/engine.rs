@@ -3,7 +3,7 @@
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use wasmtime::{
 use crate::code_memory::FromFile;
 use crate::config::PoolConfig;
 use crate::error::RuntimeError;
-use crate::limits::MemoryTotal;
 use crate::link::INTERFACES;
+use crate::totals::HostTotals;
 
 /// How often running guests are interrupted: to look at their CPU budget and to let others run.
 pub(crate) const TICK: Duration = Duration::from_millis(5);
@@ -95,25 +95,10 @@ pub(crate) fn code_config(dialect: Dialect) -> Config {
     config
 }
 
-/// Sandboxes and their memory on this host, now.
-#[derive(Debug)]
-pub(crate) struct HostTotals {
-    pub(crate) sandboxes: AtomicU32,
-    pub(crate) memory: MemoryTotal,
-}
-
-impl HostTotals {
-    pub(crate) const fn new(memory: Bytes) -> Self {
-        Self { sandboxes: AtomicU32::new(0), memory: MemoryTotal::new(memory.0) }
-    }
-}
-
 /// The engines with their ticker.
 pub(crate) struct Machine {
     pub(crate) engines: Engines,
     pub(crate) totals: Arc<HostTotals>,
-    /// Most sandboxes, over both engines.
-    most_sandboxes: u32,
     ticker: Arc<Ticker>,
     thread: Option<JoinHandle<()>>,
 }
@@ -141,7 +126,7 @@ impl Machine {
             config
         })
         .map_err(unavailable)?;
-        let totals = Arc::new(HostTotals::new(pool.memory));
+        let totals = Arc::new(HostTotals::new(pool.sandboxes, pool.memory));
         let ticker = Arc::new(Ticker::default());
         let thread = std::thread::Builder::new()
             .name("marcato-epoch".into())
@@ -150,13 +135,12 @@ impl Machine {
                 move || ticker.run(&engines, &totals)
             })
             .map_err(|e| unavailable(e.into()))?;
-        Ok(Self { engines, totals, most_sandboxes: pool.sandboxes, ticker, thread: Some(thread) })
+        Ok(Self { engines, totals, ticker, thread: Some(thread) })
     }
 
     /// Counts a new sandbox; the ticker runs while there is one. False: there are as many as there may be.
     pub(crate) fn enter(&self) -> bool {
-        if self.totals.sandboxes.fetch_add(1, Ordering::SeqCst) >= self.most_sandboxes {
-            self.leave();
+        if !self.totals.enter() {
             return false;
         }
         if self.ticker.parked.load(Ordering::SeqCst)
@@ -168,7 +152,7 @@ impl Machine {
     }
 
     pub(crate) fn leave(&self) {
-        self.totals.sandboxes.fetch_sub(1, Ordering::SeqCst);
+        self.totals.leave();
     }
 }
 

@@ -197,6 +197,13 @@ impl Instance {
         usage::of(&self.0)
     }
 
+    /// Ends sandboxes that wait to be used again.
+    pub fn end_idle(&self) {
+        let idle = std::mem::take(&mut self.0.idle_sandboxes().sandboxes);
+        // Not while others wait for the list.
+        drop(idle);
+    }
+
     /// Refuses new requests from now on; those in flight and in the queue go on.
     pub fn drain(&self) {
         self.0.draining.store(true, Ordering::SeqCst);
@@ -290,6 +297,10 @@ impl Inner {
     /// Keeps a sandbox for another request, or ends it.
     pub(crate) fn recycle(self: &Arc<Self>, sandbox: Sandbox) {
         if sandbox.requests >= self.config.reuse.max_requests || self.draining.load(Ordering::SeqCst) {
+            return;
+        }
+        // Others wait for what is over the lease.
+        if self.machine.totals.is_over() {
             return;
         }
         let mut idle = self.idle_sandboxes();

@@ -29,6 +29,7 @@ mod module;
 mod runtime;
 mod sandbox;
 mod services;
+mod totals;
 mod usage;
 
 pub use body::{BodyError, BoxError, RequestBody, ResponseBody};
@@ -41,6 +42,7 @@ pub use error::{CompileError, FiredLimit, InvokeError, LoadError, RuntimeError, 
 pub use instance::Instance;
 pub use runtime::Runtime;
 pub use services::{AccessService, KeyValueService, LogSink, Services};
+pub use totals::{Lease, LeaseUsed};
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,8 @@ use nix::time::{ClockId, clock_gettime};
 use wasmtime::ResourceLimiter;
 
 use crate::budget::AppAccount;
-use crate::engine::{CORE_INSTANCES, HostTotals, MEMORIES, TABLES, TICK};
+use crate::engine::{CORE_INSTANCES, MEMORIES, TABLES, TICK};
+use crate::totals::HostTotals;
 
 /// Elements that all tables of a sandbox may have.
 pub(crate) const TABLE_ELEMENTS_TOTAL: usize = 1_000_000;
@@ -151,7 +152,7 @@ impl MemoryTotal {
     }
 
     pub(crate) fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
+        self.used.load(Ordering::SeqCst)
     }
 
     pub(crate) fn peak(&self) -> u64 {
@@ -164,7 +165,7 @@ impl MemoryTotal {
 
     /// Another limit from now on; what is used stays used.
     pub(crate) fn set_limit(&self, limit: u64) {
-        self.limit.store(limit, Ordering::Relaxed);
+        self.limit.store(limit, Ordering::SeqCst);
     }
 
     pub(crate) fn has_room(&self, more: u64) -> bool {
@@ -180,16 +181,17 @@ impl MemoryTotal {
     /// Counts `more` in, unless that would go over the limit.
     pub(crate) fn take(&self, more: u64) -> bool {
         let limit = self.limit();
-        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+        let taken = self.used.fetch_update(Ordering::SeqCst, Ordering::Relaxed, |used| {
             used.checked_add(more).filter(|total| *total <= limit)
         });
-        match taken {
-            Ok(before) => {
-                self.note(before + more);
-                true
-            }
-            Err(_) => false,
+        let Ok(before) = taken else { return false };
+        // Whoever lowered the limit meanwhile has either seen this in `used`, or is seen here.
+        if before + more > self.limit.load(Ordering::SeqCst) {
+            self.release(more);
+            return false;
         }
+        self.note(before + more);
+        true
     }
 
     /// Counts `more` in whatever the limit says.
@@ -261,7 +263,7 @@ impl ResourceLimiter for SandboxLimiter {
             self.fired = Some(Limit::AppMemoryBytes);
             return Ok(false);
         }
-        if !self.host.memory.take(growth) {
+        if !self.host.take_memory(growth) {
             self.instance.release(growth);
             self.app.memory.release(growth);
             self.fired = Some(Limit::HostMemory);

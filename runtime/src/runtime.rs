@@ -16,6 +16,7 @@ use crate::engine::Machine;
 use crate::error::{LoadError, RuntimeError, StartError};
 use crate::instance::Instance;
 use crate::link::Linkers;
+use crate::totals::{Lease, LeaseUsed};
 
 /// The sandbox runtime of a process. Cheap to clone.
 #[derive(Clone)]
@@ -65,7 +66,25 @@ impl Runtime {
         self.0.shelf.usage()
     }
 
-    /// What the host's sandboxes use now.
+    /// What of the host this runtime may use from now on: at most what its pool was made for. What is used already stays
+    /// used, and is the most that there will be.
+    pub fn set_lease(&self, lease: Lease) {
+        self.0.machine.totals.set_lease(lease);
+    }
+
+    /// Waits until the lease is nearly used up, or was; gives the memory that would be used in all, were there room. One
+    /// waits at a time.
+    pub async fn lease_wanted(&self) -> Bytes {
+        Bytes(self.0.machine.totals.wanted().await)
+    }
+
+    /// What is used of the lease.
+    #[must_use]
+    pub fn lease_used(&self) -> LeaseUsed {
+        self.0.machine.totals.used()
+    }
+
+    /// What the sandboxes of this process use now.
     #[must_use]
     pub fn usage(&self) -> HostUsage {
         let totals = &self.0.machine.totals;

@@ -134,6 +134,7 @@ impl Sandbox {
         stdio: Option<Stdio>,
     ) -> Result<Self, NoSandbox> {
         let code = inner.code.get().await.map_err(NoSandbox::Code)?;
+        inner.machine.totals.room(expected_memory(inner)).await;
         let live = Live::new(&inner.machine).ok_or(NoSandbox::Limit(Limit::HostSandboxes))?;
         let host = host(inner, live, meter, log, stdio, code.files.as_ref())?;
         let mut store = Store::new(code.pre.engine(), host);
@@ -172,6 +173,12 @@ impl Sandbox {
     pub(crate) fn grant(&self, limits: &Limits) {
         self.store.data().ledger.account().grant(limits.outbound_requests, limits.outbound_bytes.0, 1);
     }
+}
+
+/// Memory that another sandbox of this instance will need, about: as much as the largest so far.
+fn expected_memory(inner: &Inner) -> u64 {
+    const FIRST: u64 = 16 << 20;
+    inner.limits.peak_of(Limit::MemoryBytes).max(FIRST).min(inner.config.limits.memory_bytes.0)
 }
 
 fn host(

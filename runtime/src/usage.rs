@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering;
 use marcato_api::{Bytes, LimitScope, LimitUsage, Millis, RevisionConfig};
 
 use crate::budget::AppAccount;
-use crate::engine::{CORE_INSTANCES, HostTotals, MEMORIES, STACK_BYTES, TABLES};
+use crate::engine::{CORE_INSTANCES, MEMORIES, STACK_BYTES, TABLES};
 use crate::error::FiredLimit;
 use crate::instance::Inner;
 use crate::limits::{Limit, TABLE_ELEMENTS_TOTAL};
 use crate::logs::LINE_LIMIT;
 use crate::sandbox::{HANDLES, HEADER_BYTES, HOSTCALL_BYTES, PENDING_CALLS, RANDOM_BYTES};
+use crate::totals::HostTotals;
 
 /// What a limit is; nothing where none is set, and for those that are no number.
 pub(crate) fn limit(limit: Limit, config: &RevisionConfig, app: &AppAccount, host: &HostTotals) -> Option<u64> {

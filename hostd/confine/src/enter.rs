@@ -31,6 +31,7 @@ pub fn enter(plan: &Plan) -> Result<ConfinementReport, ConfineError> {
     keep_only(plan)?;
     // As who it was started, and while the folder is in sight.
     cgroup::join(plan, &mut report);
+    limits::end_first();
     let proc = namespaces::proc_folder();
     let way = namespaces::begin(proc.as_ref(), &mut report);
 

@@ -5,6 +5,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::plan::Plan;
 
+/// Where a machine has no memory left, this process should end and not the daemon, nor anything else that the machine is
+/// there for (proc(5), `oom_score_adj`; -1000 to 1000). Call it while there is a `/proc`.
+pub(crate) fn end_first() {
+    // Without a /proc the kernel chooses by size alone.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "800");
+}
+
 /// Takes the plan's limits.
 pub(crate) fn take(plan: &Plan, report: &mut ConfinementReport) {
     let mut limits = vec![

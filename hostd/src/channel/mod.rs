@@ -24,16 +24,41 @@ pub(crate) use sockets::{SocketReceiver, SocketSender};
 pub(crate) struct Setup {
     /// The worker's name, for its log.
     pub(crate) worker: String,
-    /// Most live sandboxes at once.
+    /// Most live sandboxes of the host at once.
     pub(crate) sandboxes: u32,
-    /// Linear memory of all live sandboxes together.
+    /// Linear memory of all live sandboxes of the host together.
     pub(crate) memory: Bytes,
+    /// What of both this worker may use, to begin with.
+    pub(crate) lease: LeaseOrder,
     /// Authorities (PEM) that outbound HTTPS trusts beside the public ones.
     pub(crate) outbound_ca_pem: Option<String>,
     /// What a TCP ingress shows; absent on a Unix socket.
     pub(crate) tls: Option<IngressTls>,
     /// Refuse to run with less than the whole confinement.
     pub(crate) require_confinement: bool,
+}
+
+/// What of the host's memory and sandboxes a worker may use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LeaseOrder {
+    /// Later ones have higher numbers.
+    pub(crate) number: u64,
+    pub(crate) memory: Bytes,
+    pub(crate) sandboxes: u32,
+    /// Whether more can be had by asking.
+    pub(crate) more: bool,
+}
+
+/// What a worker uses of its lease.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Holding {
+    /// The last lease that it keeps to; it used the rest of this after it took it.
+    pub(crate) number: u64,
+    pub(crate) memory: Bytes,
+    pub(crate) sandboxes: u32,
+    /// What it wants beyond that, by what it wanted in the last seconds.
+    pub(crate) wants_memory: Bytes,
+    pub(crate) wants_sandboxes: u32,
 }
 
 /// Key and certificate of an ingress, as PEM. Never the host's own.
@@ -71,6 +96,8 @@ pub(crate) enum Order {
     Open,
     /// Show this from now on. Answer: `Done`.
     Tls(Box<IngressTls>),
+    /// Keep to this lease from now on. Answer: none, but a `Holding`.
+    Lease(LeaseOrder),
     /// Say how things stand. Answer: `Report`.
     Report,
     /// Take no more connections, finish requests, end. Answer: none, but the end.
@@ -98,6 +125,7 @@ pub(crate) enum NotStarted {
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) usage: HostUsage,
+    pub(crate) holding: Holding,
     pub(crate) ingress: IngressNumbers,
     pub(crate) instances: Vec<InstanceReport>,
     /// Log lines that did not fit into the queue to the daemon.
@@ -138,6 +166,8 @@ pub(crate) enum Ask {
     Connect { instance: InstanceId, host: String, port: u16, ticket: u64 },
     /// Lines of guests. Answer: none.
     Lines(Vec<Line>),
+    /// What it uses of its lease. Answer: none, but another lease where that changes it.
+    Holding(Holding),
     /// How things stood at the end of a worker that was told to stop. Answer: `Done`.
     Last(Box<Report>),
 }

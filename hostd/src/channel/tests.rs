@@ -141,6 +141,7 @@ fn the_first_message_comes_before_any_runtime() {
         worker: "shared".into(),
         sandboxes: 8,
         memory: Bytes::mib(64),
+        lease: LeaseOrder::default(),
         outbound_ca_pem: None,
         tls: None,
         require_confinement: true,

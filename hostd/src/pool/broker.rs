@@ -6,30 +6,34 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use marcato_api::{Digest, InstanceId};
-use marcato_runtime::{DialError, LoadError, outbound_allows};
+use marcato_runtime::{DialError, Dialer, LoadError, NetworkDialer, outbound_allows};
 use tokio::sync::oneshot;
 
+use super::leases::Holder;
 use super::worker::Worker;
-use super::{Settings, process};
+use super::{Shared, process};
 use crate::channel::{Ask, AskAnswer, Line, NoCode, Readiness, SocketSender};
 use crate::error::chain;
 
 /// Answers the asks of one worker process.
 pub(super) struct Broker {
     worker: Arc<Worker>,
-    settings: Arc<Settings>,
+    with: Arc<Shared>,
     sockets: SocketSender,
     ready: Mutex<Option<oneshot::Sender<Readiness>>>,
+    /// Whose lease it is.
+    holder: Holder,
 }
 
 impl Broker {
     pub(super) fn new(
         worker: Arc<Worker>,
-        settings: Arc<Settings>,
+        with: Arc<Shared>,
         sockets: SocketSender,
         ready: oneshot::Sender<Readiness>,
+        holder: Holder,
     ) -> Self {
-        Self { worker, settings, sockets, ready: Mutex::new(Some(ready)) }
+        Self { worker, with, sockets, ready: Mutex::new(Some(ready)), holder }
     }
 
     pub(super) async fn answer(&self, ask: Ask) -> AskAnswer {
@@ -59,13 +63,22 @@ impl Broker {
                 }
             }
             Ask::Connect { instance, host, port, ticket } => {
-                let allowed = self
-                    .worker
-                    .with_entry(&instance, |e| outbound_allows(&e.order.config.allowed_outbound_hosts, &host, port));
-                if allowed != Some(true) {
+                let allowed = self.worker.with_entry(&instance, |e| {
+                    let order = &e.order;
+                    let named = outbound_allows(&order.config.allowed_outbound_hosts, &host, port);
+                    named.then_some(order.budget.allow_private_egress)
+                });
+                let Some(allow_private) = allowed.flatten() else {
                     return self.refused(&instance, "a connection");
-                }
-                AskAnswer::Connected(self.connect(&instance, &host, port, ticket).await)
+                };
+                // What a policy says of this app, else what the operator of the host said.
+                let allow_private = allow_private.unwrap_or(self.with.settings.allow_private_egress);
+                let dialer = NetworkDialer { allow_private };
+                AskAnswer::Connected(self.connect(dialer, &instance, &host, port, ticket).await)
+            }
+            Ask::Holding(holding) => {
+                self.with.lessor.hear(self.holder, &holding);
+                AskAnswer::Done
             }
             Ask::Last(report) => {
                 self.worker.take(*report);
@@ -90,17 +103,17 @@ impl Broker {
         }
         let unusable = |why: String| {
             tracing::error!(%digest, %why, "cached code cannot be used; compiling again");
-            self.settings.wake_components.notify_one();
+            self.with.settings.wake_components.notify_one();
             NoCode::Unusable(why)
         };
-        let verified = match self.settings.cache.verified(digest).await {
+        let verified = match self.with.settings.cache.verified(digest).await {
             Ok(path) => path,
             Err(LoadError::NotCompiled(_)) => return Err(NoCode::NotCompiled),
             Err(error) => return Err(unusable(chain(&error))),
         };
         let link = self.worker.code_file(digest);
         let linked = tokio::task::spawn_blocking({
-            let (link, cache, digest) = (link.clone(), self.settings.cache.clone(), digest.clone());
+            let (link, cache, digest) = (link.clone(), self.with.settings.cache.clone(), digest.clone());
             move || {
                 // Before the code: code that is there has its files.
                 cache.link_files(&digest, link.parent().unwrap_or(&link))?;
@@ -115,8 +128,15 @@ impl Broker {
         Ok(link.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default())
     }
 
-    async fn connect(&self, instance: &InstanceId, host: &str, port: u16, ticket: u64) -> Result<(), DialError> {
-        let stream = self.settings.dialer.connect(instance, host, port).await?;
+    async fn connect(
+        &self,
+        dialer: NetworkDialer,
+        instance: &InstanceId,
+        host: &str,
+        port: u16,
+        ticket: u64,
+    ) -> Result<(), DialError> {
+        let stream = dialer.connect(instance, host, port).await?;
         self.sockets.send(ticket, &stream).await.map_err(|e| DialError::connect(&e))
     }
 

@@ -1,9 +1,14 @@
 //! The workers of this host: which there are, what each should run, and how each stands.
 //!
-//! Owns: worker processes (`process`), what they may ask for (`broker`), and the table of instances that a worker is
-//! given again when it was started anew. Does not own: which instances there should be (`reconcile::instances`).
+//! Owns: worker processes (`process`), what they may ask for (`broker`), what each may use of the host (`lessor`, and
+//! `bounds` and `groups` behind it), and the table of instances that a worker is given again when it was started anew.
+//! Does not own: which instances there should be (`reconcile::instances`).
 
+mod bounds;
 mod broker;
+mod groups;
+mod leases;
+mod lessor;
 mod process;
 mod worker;
 
@@ -19,12 +24,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use marcato_api::{Bytes, Digest, HostAddress, HostUsage, InstanceId, IsolationClass, OrgName, WorkerStatus};
-use marcato_runtime::{CodeCache, Dialer, LogSink, Services};
+use marcato_runtime::{CodeCache, LogSink, Services};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::bounds::Bounds;
+use self::groups::Groups;
+use self::lessor::Lessor;
 use self::worker::Seat;
 pub(crate) use self::worker::{InstanceState, Worker};
 use crate::channel::{IngressNumbers, IngressTls, NotStarted, StartOrder};
@@ -56,7 +64,8 @@ pub(crate) struct Settings {
     pub(crate) outbound_ca_pem: Option<String>,
     pub(crate) require_confinement: bool,
     pub(crate) cache: CodeCache,
-    pub(crate) dialer: Arc<dyn Dialer>,
+    /// Whether guests may reach private addresses, where no policy says otherwise.
+    pub(crate) allow_private_egress: bool,
     /// Told why a worker that must be confined is not.
     pub(crate) unfit: watch::Sender<Option<String>>,
     /// Woken when code turned out unusable.
@@ -79,8 +88,24 @@ pub(crate) struct Placement {
 #[derive(Clone)]
 pub(crate) struct Pool(Arc<Inner>);
 
+/// What conducts workers has in common.
+struct Shared {
+    settings: Settings,
+    lessor: Arc<Lessor>,
+    bounds: Bounds,
+    groups: Groups,
+}
+
+impl Shared {
+    fn new(settings: Settings, groups: Groups) -> Arc<Self> {
+        let (memory, sandboxes) = (settings.memory, settings.sandboxes);
+        let (lessor, bounds) = (Lessor::new(memory, sandboxes), Bounds::new(memory, sandboxes));
+        Arc::new(Self { settings, lessor, bounds, groups })
+    }
+}
+
 struct Inner {
-    settings: Arc<Settings>,
+    with: Arc<Shared>,
     workers: Mutex<BTreeMap<String, Arc<Worker>>>,
     /// The ingress of the host itself, which the shared worker has.
     shared: HostAddress,
@@ -120,7 +145,7 @@ impl Pool {
             _ => durable::ensure_private_dir(&settings.dir)?,
         }
         let pool = Self(Arc::new(Inner {
-            settings: Arc::new(settings),
+            with: Shared::new(settings, Groups::take()),
             workers: Mutex::default(),
             shared: address.clone(),
             tls: Mutex::default(),
@@ -129,6 +154,7 @@ impl Pool {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }));
+        pool.0.with.groups.bound(pool.0.with.bounds.all(1));
         let shared = pool.make(SHARED, IsolationClass::Shared, ingress, address, file)?;
         lock(&pool.0.workers).insert(SHARED.into(), shared);
         Ok(pool)
@@ -143,15 +169,16 @@ impl Pool {
         file: Option<listen::SocketFile>,
     ) -> io::Result<Arc<Worker>> {
         let inner = &self.0;
-        let dir = inner.settings.dir.join(short(name));
+        let settings = &inner.with.settings;
+        let dir = settings.dir.join(short(name));
         // Read by the worker's own user; the folder above keeps everybody else out.
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&dir)?;
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755))?;
         let number = inner.numbers.fetch_add(1, Ordering::Relaxed);
         let seat = Seat { number, address, ingress, file, dir };
         let tls = lock(&inner.tls).clone();
-        let worker = Worker::new(name, class, seat, tls, Meter::new(inner.settings.usage.clone()));
-        inner.tasks.spawn(process::conduct(Arc::clone(&worker), Arc::clone(&inner.settings), inner.stop.clone()));
+        let worker = Worker::new(name, class, seat, tls, Meter::new(settings.usage.clone()));
+        inner.tasks.spawn(process::conduct(Arc::clone(&worker), Arc::clone(&inner.with), inner.stop.clone()));
         Ok(worker)
     }
 
@@ -169,6 +196,7 @@ impl Pool {
             }
         };
         let (ingress, address, file) = listen::bind_for_worker(&wanted)?;
+        self.0.with.groups.bound(self.0.with.bounds.all(workers.len() + 1));
         let worker = self.make(name, class, ingress, address, file)?;
         worker.open();
         workers.insert(name.to_owned(), Arc::clone(&worker));
@@ -214,7 +242,7 @@ impl Pool {
 
     /// Resolves with the reason once a worker that must be confined could not be.
     pub(crate) async fn unfit(&self) -> String {
-        let mut unfit = self.0.settings.unfit.subscribe();
+        let mut unfit = self.0.with.settings.unfit.subscribe();
         // The pool has its sender as long as it lives.
         while unfit.borrow_and_update().is_none() && unfit.changed().await.is_ok() {}
         unfit.borrow().clone().unwrap_or_default()
@@ -244,9 +272,20 @@ impl Pool {
         lock(&self.0.workers).values().cloned().collect()
     }
 
-    /// Asks every worker how it stands; bounded in time.
+    /// Asks every worker how it stands, bounded in time, divides memory and sandboxes anew by what they say, and ends
+    /// those that hold more than they were given. Called every second.
     pub(crate) async fn refresh(&self) {
-        futures::future::join_all(self.all().iter().map(|w| w.refresh())).await;
+        let (with, all) = (&self.0.with, self.all());
+        let heard = futures::future::join_all(all.iter().map(|w| w.refresh())).await;
+        for (worker, heard) in all.iter().zip(heard) {
+            if let Some((holder, holding)) = heard {
+                with.lessor.note(holder, &holding, worker.weight());
+            }
+        }
+        with.lessor.settle();
+        for worker in &all {
+            worker.look_after(&with.lessor, &with.bounds, &with.groups);
+        }
     }
 
     /// Code that is compiled anew or forgotten must not be found in any worker's folder.

@@ -4,25 +4,27 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram as StdDatagram, UnixStream as StdStream};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
 use futures::FutureExt;
-use marcato_api::Bytes;
+use marcato_api::{Bytes, Measure};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Settings;
 use super::broker::Broker;
+use super::lessor::Tenancy;
 use super::worker::{Link, Worker, WorkerPeer};
-use crate::channel::{Order, OrderAnswer, Peer, Readiness, Setup, SocketSender, send_first};
-use crate::worker::{CHANNEL_FD, DIR_VAR, DRAIN, INGRESS_FD, NUMBER_VAR, SOCKETS_FD};
+use super::{Settings, Shared};
+use crate::channel::{LeaseOrder, Order, OrderAnswer, Peer, Readiness, Setup, SocketSender, send_first};
+use crate::worker::{CGROUP_VAR, CHANNEL_FD, DIR_VAR, DRAIN, INGRESS_FD, NUMBER_VAR, SOCKETS_FD};
 
 /// A process that lived this long did not die of its start: the next one starts at once.
 const STABLE: Duration = Duration::from_secs(10);
@@ -34,9 +36,13 @@ const READY_WITHIN: Duration = Duration::from_secs(15);
 const BATCH: usize = 512;
 
 /// Runs processes of a worker, one after another, until it should end or the pool stops.
-pub(super) async fn conduct(worker: Arc<Worker>, settings: Arc<Settings>, stop: CancellationToken) {
+pub(super) async fn conduct(worker: Arc<Worker>, with: Arc<Shared>, stop: CancellationToken) {
+    keep_alive(&worker, &with, &stop).await;
+    with.groups.remove(&worker.group()).await;
+}
+
+async fn keep_alive(worker: &Arc<Worker>, with: &Arc<Shared>, stop: &CancellationToken) {
     let mut pause = Duration::ZERO;
-    let mut starts = 0;
     while !worker.ending.is_cancelled() && !stop.is_cancelled() {
         if !pause.is_zero() {
             tokio::select! {
@@ -46,9 +52,8 @@ pub(super) async fn conduct(worker: Arc<Worker>, settings: Arc<Settings>, stop: 
             }
         }
         let begun = Instant::now();
-        starts += 1;
         let lived = tokio::select! {
-            lived = Box::pin(live(&worker, &settings, starts)) => lived,
+            lived = Box::pin(live(worker, with)) => lived,
             () = stop.cancelled() => return,
         };
         worker.went();
@@ -78,7 +83,7 @@ struct Started {
     sockets: StdDatagram,
 }
 
-fn start(worker: &Worker, settings: &Settings) -> io::Result<Started> {
+fn start(worker: &Worker, settings: &Settings, lease: LeaseOrder, group: Option<&Path>) -> io::Result<Started> {
     let (mut channel, their_channel) = StdStream::pair()?;
     let (sockets, their_sockets) = StdDatagram::pair()?;
     let ingress: OwnedFd = worker.seat.ingress.as_fd().try_clone_to_owned()?;
@@ -92,6 +97,9 @@ fn start(worker: &Worker, settings: &Settings) -> io::Result<Started> {
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null());
+    if let Some(group) = group {
+        command.env(CGROUP_VAR, group);
+    }
     command
         .fd_mappings(vec![
             FdMapping { parent_fd: their_channel.into(), child_fd: CHANNEL_FD },
@@ -104,6 +112,7 @@ fn start(worker: &Worker, settings: &Settings) -> io::Result<Started> {
         worker: worker.name().to_owned(),
         sandboxes: settings.sandboxes,
         memory: settings.memory,
+        lease,
         outbound_ca_pem: settings.outbound_ca_pem.clone(),
         tls: worker.tls(),
         require_confinement: settings.require_confinement,
@@ -113,20 +122,50 @@ fn start(worker: &Worker, settings: &Settings) -> io::Result<Started> {
 }
 
 /// One process, from its start to its end. Gives how it ended.
-async fn live(worker: &Arc<Worker>, settings: &Arc<Settings>, start_number: u32) -> io::Result<String> {
-    let Started { mut child, channel, sockets } = start(worker, settings)?;
+async fn live(worker: &Arc<Worker>, with: &Arc<Shared>) -> io::Result<String> {
+    let tenancy = with.lessor.join(worker.weight());
+    let group = with.groups.ensure(&worker.group(), worker.cpu_weight());
+    let mut leases = tenancy.orders();
+    let first = *leases.borrow_and_update();
+    let Started { mut child, channel, sockets } = start(worker, &with.settings, first, group.as_deref().ok())?;
+    let seat = Seated { tenancy: &tenancy, leases, no_group: group.err() };
+    let how = attend(worker, with, &mut child, channel, sockets, seat).await;
+    // Whatever was wrong with it: what it held is free when it is gone, and no sooner.
+    let _ = child.kill().await;
+    how
+}
+
+/// What of the host a process was given.
+struct Seated<'a> {
+    tenancy: &'a Tenancy,
+    leases: watch::Receiver<LeaseOrder>,
+    /// Why it has no control group.
+    no_group: Option<String>,
+}
+
+async fn attend(
+    worker: &Arc<Worker>,
+    with: &Arc<Shared>,
+    child: &mut Child,
+    channel: StdStream,
+    sockets: StdDatagram,
+    seat: Seated<'_>,
+) -> io::Result<String> {
+    let settings = &with.settings;
     channel.set_nonblocking(true)?;
     let gone = CancellationToken::new();
     let _end = gone.clone().drop_guard();
     let tasks = TaskTracker::new();
     let (ready, is_ready) = oneshot::channel();
-    let broker = Arc::new(Broker::new(Arc::clone(worker), Arc::clone(settings), SocketSender::new(sockets)?, ready));
+    let (sockets, holder) = (SocketSender::new(sockets)?, seat.tenancy.holder());
+    let broker = Arc::new(Broker::new(Arc::clone(worker), Arc::clone(with), sockets, ready, holder));
     let answer = move |ask| {
         let broker = Arc::clone(&broker);
         async move { broker.answer(ask).await }.boxed()
     };
     let peer: WorkerPeer = Peer::start(UnixStream::from_std(channel)?, &tasks, gone.clone(), answer);
     let pid = child.id().unwrap_or_default();
+    let (kill, mut killed) = mpsc::channel(1);
     let given = tokio::select! {
         given = tokio::time::timeout(READY_WITHIN, give(worker, &peer, is_ready)) => given,
         status = child.wait() => return Ok(format!("{} before it was ready", status?)),
@@ -137,13 +176,19 @@ async fn live(worker: &Arc<Worker>, settings: &Arc<Settings>, start_number: u32)
             settings.unfit.send_replace(Some(how.clone()));
             return Ok(how);
         }
-        Ok(Some((readiness, results))) => {
+        Ok(Some((mut readiness, results))) => {
+            if let Some(why) = seat.no_group {
+                readiness.confinement.not_had(Measure::ControlGroup, why);
+            }
             tracing::info!(worker = worker.name(), pid, confinement = %readiness.confinement, "worker ready");
             worker.came(
-                Link { peer: peer.clone(), pid: readiness.confinement.pid.unwrap_or(pid), start: start_number },
+                Link { peer: peer.clone(), pid: readiness.confinement.pid.unwrap_or(pid), holder, kill },
                 readiness.confinement,
                 results,
             );
+            // It has its instances by now, which it may not have had at its start.
+            with.lessor.weigh(holder, worker.weight());
+            tasks.spawn(tell_leases(peer.clone(), seat.leases));
             settings.wake_instances.notify_one();
         }
         Ok(None) => return Ok(format!("{} before it was ready", child.wait().await?)),
@@ -154,6 +199,7 @@ async fn live(worker: &Arc<Worker>, settings: &Arc<Settings>, start_number: u32)
     }
     let status = tokio::select! {
         status = child.wait() => status?,
+        Some(why) = killed.recv() => return Ok(why.into()),
         () = worker.ending.cancelled() => {
             let _ = peer.tell(&Order::Stop).await;
             match tokio::time::timeout(DRAIN + super::END, child.wait()).await {
@@ -168,6 +214,20 @@ async fn live(worker: &Arc<Worker>, settings: &Arc<Settings>, start_number: u32)
         },
     };
     Ok(status.to_string())
+}
+
+/// Tells the process of each lease that it gets, the newest only.
+async fn tell_leases(peer: WorkerPeer, mut leases: watch::Receiver<LeaseOrder>) {
+    let gone = peer.gone().clone();
+    let telling = async {
+        while leases.changed().await.is_ok() {
+            let lease = *leases.borrow_and_update();
+            if peer.tell(&Order::Lease(lease)).await.is_err() {
+                return;
+            }
+        }
+    };
+    gone.run_until_cancelled(telling).await;
 }
 
 type Given = (Readiness, Vec<(marcato_api::InstanceId, Result<(), crate::channel::NotStarted>)>);

@@ -8,7 +8,7 @@ use marcato_api::{
     AccessRequest, AppBudget, AppName, KeyValueError, KeyValueRequest, KeyValueResponse, LogStream, RevisionConfig,
     RevisionNumber, ServiceKind,
 };
-use marcato_runtime::{CompilerCommand, KeyValueService, NetworkDialer};
+use marcato_runtime::{CompilerCommand, KeyValueService};
 use tokio::sync::oneshot;
 
 use super::broker::Broker;
@@ -38,12 +38,20 @@ fn id(text: &str) -> InstanceId {
 
 struct Fixture {
     _dir: tempfile::TempDir,
+    /// Where the worker would be.
+    _sockets: UnixDatagram,
     broker: Broker,
     kept: Arc<Kept>,
 }
 
 /// The broker of a worker with one instance, `own-1`.
 async fn fixture() -> Fixture {
+    fixture_on(false, 81).await
+}
+
+/// The same with two more, `open-1` and `shut-1`, whose policies say something of private addresses. All may ask
+/// this port of `localhost`.
+async fn fixture_on(allow_private_egress: bool, port: u16) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let cache = CodeCache::open(&dir.path().join("cache"), CompilerCommand::new("/bin/false", [])).unwrap();
     let settings = Settings {
@@ -55,7 +63,7 @@ async fn fixture() -> Fixture {
         require_confinement: false,
         unfit: watch::Sender::new(None),
         cache,
-        dialer: Arc::new(NetworkDialer { allow_private: false }),
+        allow_private_egress,
         wake_components: Arc::default(),
         wake_instances: Arc::default(),
         usage: UsageLedger::open(&dir.path().join("usage.sqlite")).unwrap(),
@@ -67,25 +75,31 @@ async fn fixture() -> Fixture {
     let seat = Seat { number: 0, address, ingress: ingress.into(), file: None, dir: folder };
     let worker = Worker::new("shared", IsolationClass::Shared, seat, None, Meter::new(settings.usage.clone()));
     let kept = Arc::new(Kept::default());
-    let order = StartOrder {
-        id: id("own-1"),
-        app: AppName::new("own").unwrap(),
+    let order = |app: &str, allow_private_egress| StartOrder {
+        id: id(&format!("{app}-1")),
+        app: AppName::new(app).unwrap(),
         revision: RevisionNumber(1),
         digest: Digest::of(b"own"),
         config: RevisionConfig {
-            allowed_outbound_hosts: vec!["localhost:81".into(), "example.org".into()],
+            allowed_outbound_hosts: vec![format!("localhost:{port}"), "example.org".into()],
             ..RevisionConfig::default()
         },
-        budget: AppBudget::default(),
+        budget: AppBudget { allow_private_egress, ..AppBudget::default() },
         bindings: BTreeMap::from([("default".to_owned(), ServiceKind::Keyvalue)]),
     };
     let mut services = Services::default();
     services.keyvalue.insert("default".into(), Arc::new(Nothing));
-    worker.expect(vec![Placement { order, org: OrgName::default_org(), services, logs: kept.clone() }]);
-    let (sockets, _) = UnixDatagram::pair().unwrap();
+    let place = |order, services| Placement { order, org: OrgName::default_org(), services, logs: kept.clone() };
+    worker.expect(vec![
+        place(order("own", None), services),
+        place(order("open", Some(true)), Services::default()),
+        place(order("shut", Some(false)), Services::default()),
+    ]);
+    let (sockets, theirs) = UnixDatagram::pair().unwrap();
     let sockets = SocketSender::new(sockets).unwrap();
-    let broker = Broker::new(worker, Arc::new(settings), sockets, oneshot::channel().0);
-    Fixture { _dir: dir, broker, kept }
+    let with = Shared::new(settings, Groups::none("a test"));
+    let broker = Broker::new(worker, with, sockets, oneshot::channel().0, 0);
+    Fixture { _dir: dir, _sockets: theirs, broker, kept }
 }
 
 #[tokio::test]
@@ -132,6 +146,22 @@ async fn a_worker_connects_where_its_instances_may() {
     // Allowed by the manifest, refused for its address.
     let internal = f.broker.answer(connect("own-1", "localhost", 81)).await;
     assert!(matches!(internal, AskAnswer::Connected(Err(marcato_runtime::DialError::Internal))));
+}
+
+/// The apps of one worker: each reaches what its own policy says, and the host's word is for those without one.
+#[tokio::test]
+async fn a_policy_opens_private_addresses_for_one_app_alone() {
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    for (host_allows, reached) in [(false, [false, true, false]), (true, [true, true, false])] {
+        let f = fixture_on(host_allows, port).await;
+        for (instance, reached) in ["own-1", "open-1", "shut-1"].into_iter().zip(reached) {
+            let ask = Ask::Connect { instance: id(instance), host: "localhost".into(), port, ticket: 1 };
+            let wanted = if reached { Ok(()) } else { Err(marcato_runtime::DialError::Internal) };
+            let AskAnswer::Connected(answer) = f.broker.answer(ask).await else { panic!("{instance}: refused") };
+            assert_eq!(answer, wanted, "{instance}, the host allows: {host_allows}");
+        }
+    }
 }
 
 #[tokio::test]

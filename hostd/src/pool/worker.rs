@@ -1,6 +1,6 @@
 //! One worker as the daemon sees it: what it should run, the channel to it while it lives, what it last reported.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,12 +11,16 @@ use marcato_api::{
     WorkerStatus,
 };
 use marcato_runtime::{CodeCache, LogSink, Services};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::bounds::{self, Bounds};
+use super::groups::Groups;
+use super::leases::{Amount, Holder};
+use super::lessor::Lessor;
 use super::{Placement, process};
 use crate::channel::{
-    Asks, IngressNumbers, IngressTls, NotStarted, Order, OrderAnswer, Orders, Peer, Report, StartOrder,
+    Asks, Holding, IngressNumbers, IngressTls, NotStarted, Order, OrderAnswer, Orders, Peer, Report, StartOrder,
 };
 use crate::listen::SocketFile;
 use crate::usage::Meter;
@@ -36,8 +40,10 @@ pub(super) type WorkerPeer = Peer<Orders, Asks>;
 pub(super) struct Link {
     pub(super) peer: WorkerPeer,
     pub(super) pid: u32,
-    /// Counts starts, so that a new process is told from the one before.
-    pub(super) start: u32,
+    /// Tells a new process from the one before: whose lease it is.
+    pub(super) holder: Holder,
+    /// Ends the process, for this reason.
+    pub(super) kill: mpsc::Sender<&'static str>,
 }
 
 /// An instance that the worker should run.
@@ -75,6 +81,16 @@ struct State {
     open: bool,
     tls: Option<IngressTls>,
     meter: Meter,
+    /// Its share of the CPU as its control group has it.
+    cpu_weight: u32,
+    /// How long what its process has may last when nothing is added.
+    longest: Duration,
+}
+
+/// How long what an instance has lasts at most when nothing is added: a request, what its guest does after the response,
+/// and a sandbox that waits to be used again.
+fn longest(order: &StartOrder) -> Duration {
+    Duration::from(order.config.limits.time_ms) * 2 + Duration::from(order.config.reuse.idle_ms) * 2
 }
 
 /// Where a worker sits on its host.
@@ -136,6 +152,8 @@ impl Worker {
                 open: false,
                 tls,
                 meter,
+                cpu_weight: 0,
+                longest: Duration::ZERO,
             }),
             link: watch::Sender::new(None),
             ending: CancellationToken::new(),
@@ -163,6 +181,56 @@ impl Worker {
     /// What it should run, for a new process.
     pub(super) fn orders(&self) -> Vec<StartOrder> {
         self.state().entries.values().filter(|e| !e.draining).map(|e| e.order.clone()).collect()
+    }
+
+    /// What it counts for against others when memory or sandboxes are short: what the planner counts for its instances,
+    /// which is one sandbox of each.
+    pub(super) fn weight(&self) -> Amount {
+        let state = self.state();
+        let memory = state.entries.values().map(|e| e.order.config.limits.memory_bytes.0);
+        Amount { memory: memory.fold(0, u64::saturating_add), sandboxes: state.entries.len() as u64 }
+    }
+
+    /// The name of its control group: no other worker's, not even of one with the same name that is about to end.
+    pub(super) fn group(&self) -> String {
+        format!("{}-{}", self.name, self.seat.number)
+    }
+
+    /// Its share of the CPU: those of its apps together.
+    pub(super) fn cpu_weight(&self) -> u32 {
+        let state = self.state();
+        let apps: BTreeMap<_, _> = state.entries.values().map(|e| (&e.order.app, e.order.budget.cpu_weight)).collect();
+        apps.into_values().fold(0, u32::saturating_add).max(1)
+    }
+
+    /// What the host may hold for its apps.
+    fn buffers(&self) -> Bytes {
+        let state = self.state();
+        let apps: BTreeMap<_, _> =
+            state.entries.values().map(|e| (&e.order.app, e.order.budget.app_buffer_bytes.0)).collect();
+        Bytes(apps.into_values().fold(0, u64::saturating_add))
+    }
+
+    /// Ends its process if that holds more memory than it can have, or keeps what it was told to give back; and has its
+    /// control group know its share of the CPU.
+    pub(super) fn look_after(&self, lessor: &Lessor, bounds: &Bounds, groups: &Groups) {
+        let Some(link) = self.link.borrow().clone() else { return };
+        let most = bounds.worker(lessor.held(link.holder), self.buffers());
+        let why = if bounds::private(link.pid) > most {
+            "it held more memory than it was given"
+        } else if lessor.is_overdue(link.holder, self.state().longest) {
+            "it did not give back memory or sandboxes that others need"
+        } else {
+            let weight = self.cpu_weight();
+            let before = std::mem::replace(&mut self.state().cpu_weight, weight);
+            // Where there is no group, its report says so.
+            if weight != before {
+                drop(groups.ensure(&self.group(), weight));
+            }
+            return;
+        };
+        // Told once: the second time it is about to end.
+        let _ = link.kill.try_send(why);
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -208,6 +276,7 @@ impl Worker {
         state.meter.died();
         // Those that drained had no more to do than what was cut off.
         state.entries.retain(|_, e| !e.draining);
+        state.longest = state.entries.values().map(|e| longest(&e.order)).max().unwrap_or_default();
         for entry in state.entries.values_mut() {
             let now = std::mem::take(&mut entry.now);
             entry.before = sum(entry.before, now.counters);
@@ -238,6 +307,8 @@ impl Worker {
         for Placement { order, org, services, logs } in placements {
             let (now, before) = (InstanceState::default(), InstanceCounters::default());
             let id = order.id.clone();
+            // Also when it is removed: what it has in flight is finished.
+            state.longest = state.longest.max(longest(&order));
             state.meter.expect(&id, &order.app, &org);
             let entry = Entry { order, services, logs, draining: false, failed: None, now, before };
             state.entries.insert(id, entry);
@@ -308,15 +379,18 @@ impl Worker {
         self.send(Order::Tls(Box::new(tls)));
     }
 
-    /// Asks how it stands. One that does not answer in time stands as before.
-    pub(super) async fn refresh(&self) {
-        let Some(link) = self.link.borrow().clone() else { return };
+    /// Asks how it stands; gives what it uses of its lease. One that does not answer in time stands as before.
+    pub(super) async fn refresh(&self) -> Option<(Holder, Holding)> {
+        let link = self.link.borrow().clone()?;
         let asked = tokio::time::timeout(REPORT_WITHIN, link.peer.call(&Order::Report)).await;
-        let Ok(Ok(OrderAnswer::Report(report))) = asked else { return };
+        let Ok(Ok(OrderAnswer::Report(report))) = asked else { return None };
         // Of a process that was replaced meanwhile it would count twice.
-        if self.link.borrow().as_ref().is_some_and(|now| now.start == link.start) {
+        let same = self.link.borrow().as_ref().is_some_and(|now| now.holder == link.holder);
+        same.then(|| {
+            let holding = report.holding;
             self.take(*report);
-        }
+            (link.holder, holding)
+        })
     }
 
     /// Takes over what a process says of itself.

@@ -308,3 +308,77 @@ async fn an_app_of_the_class_process_has_a_worker_and_an_ingress_of_its_own() {
     eventually(|| async { (!path.exists()).then_some(()) }).await;
     host.stop().await;
 }
+
+/// An app of the class `process` whose sandboxes, and so their memory, wait to be used again for a long time.
+fn hoarder(app: &str, digest: &Digest) -> InstanceSpec {
+    let mut alone = InstanceSpec {
+        app: AppName::new(app).unwrap(),
+        isolation: marcato_api::Isolation { class: marcato_api::IsolationClass::Process, group: String::new() },
+        ..spec(&format!("{app}-1"), digest)
+    };
+    alone.config.reuse.max_requests = 1000;
+    alone.config.reuse.idle_ms = marcato_api::Millis::secs(3600);
+    alone
+}
+
+/// A host of 96 MiB, with two such apps and where each takes requests.
+async fn hoarders() -> (TestHost, [std::path::PathBuf; 2]) {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let small = crate::HostdConfig { memory: marcato_api::Bytes::mib(96), ..config("h1", dir.path()) };
+    let host = TestHost::start_with("h1", Arc::new(TestCa::new()), dir, small).await;
+    let digest = upload(&host, &component()).await;
+    let both = vec![hoarder("a", &digest), hoarder("b", &digest)];
+    assert_eq!(host.put_config(&told(1, both)).await.status(), 200);
+    wait_for(&host, "a-1", InstancePhase::Ready).await;
+    let inventory = wait_for(&host, "b-1", InstancePhase::Ready).await;
+    let paths = ["a-1", "b-1"].map(|id| {
+        let instance = inventory.instances.iter().find(|i| i.id.as_str() == id).unwrap();
+        let Some(marcato_api::HostAddress::Unix(path)) = instance.ingress.clone() else { panic!("{instance:?}") };
+        path
+    });
+    (host, paths)
+}
+
+/// Asks until it has so much memory. Growth that the lease has no room for fails in the guest, and is there soon after.
+async fn takes(host: &TestHost, path: &Path, id: &str, mb: u32) {
+    eventually(|| async {
+        let stream = tokio::net::UnixStream::connect(path).await.ok()?;
+        let answer = call_io(stream, get(id, &format!("/alloc?mb={mb}"))).await.ok()?;
+        let used = host.inventory().await.used.sandbox_bytes;
+        assert!(used <= marcato_api::Bytes::mib(96), "more than the host has: {used}");
+        (answer.status() == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_share_the_memory_of_the_host_and_none_keeps_what_another_needs() {
+    let (host, [a, b]) = hoarders().await;
+    // Nobody else needs it: more than its share.
+    takes(&host, &a, "a-1", 60).await;
+    // Both are not within what the host has. The first one's sandbox only waits to be used again.
+    takes(&host, &b, "b-1", 40).await;
+    takes(&host, &a, "a-1", 40).await;
+    for name in ["app-a", "app-b", "shared"] {
+        assert_eq!(worker(&host, name).await.restarts, 0, "nobody had to be ended for it: {name}");
+    }
+    // What a worker holds is free when it is dead.
+    kill(&worker(&host, "app-b").await);
+    takes(&host, &a, "a-1", 60).await;
+    takes(&host, &b, "b-1", 40).await;
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_holds_more_memory_than_it_was_given_is_ended() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let mut small = crate::HostdConfig { memory: marcato_api::Bytes::mib(32), ..config("h1", dir.path()) };
+    small.worker.args[1] = "testing::greedy_worker".into();
+    let host = TestHost::start_with("h1", Arc::new(TestCa::new()), dir, small).await;
+    eventually(|| async {
+        let workers = host.inventory().await.workers;
+        workers.iter().any(|w| w.name == "shared" && w.restarts > 0).then_some(())
+    })
+    .await;
+    host.stop().await;
+}

@@ -9,7 +9,8 @@ use marcato_api::InstanceId;
 use marcato_runtime::{Instance, InstanceSetup, Runtime};
 
 use super::host::{self, HostLogs, HostPeer};
-use crate::channel::{IngressNumbers, InstanceReport, NotStarted, Report, StartOrder};
+use super::lease::WorkerLease;
+use crate::channel::{IngressNumbers, InstanceReport, LeaseOrder, NotStarted, Report, StartOrder};
 use crate::error::chain;
 
 /// Instances that take requests, by id. The request path reads nothing else.
@@ -46,6 +47,7 @@ pub(super) struct Instances {
     runtime: Runtime,
     peer: HostPeer,
     logs: HostLogs,
+    lease: Arc<WorkerLease>,
     map: Arc<InstanceMap>,
     numbers: Arc<Numbers>,
     /// Also those that drain, until they are idle: what they do is still reported.
@@ -64,8 +66,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Instances {
-    pub(super) fn new(runtime: Runtime, peer: HostPeer, logs: HostLogs) -> Self {
-        Self { runtime, peer, logs, map: Arc::default(), numbers: Arc::default(), live: Mutex::default() }
+    pub(super) fn new(runtime: Runtime, peer: HostPeer, logs: HostLogs, lease: Arc<WorkerLease>) -> Self {
+        let (map, numbers, live) = (Arc::default(), Arc::default(), Mutex::default());
+        Self { runtime, peer, logs, lease, map, numbers, live }
+    }
+
+    /// Keeps to another lease.
+    pub(super) fn keep_to(&self, lease: LeaseOrder) {
+        if self.lease.take(lease) {
+            // Others need it more than a request that may come.
+            lock(&self.live).values().for_each(|live| live.instance.end_idle());
+        }
     }
 
     pub(super) fn map(&self) -> Arc<InstanceMap> {
@@ -144,7 +155,13 @@ impl Instances {
         let mut live = lock(&self.live);
         let instances = live.iter().map(|(id, l)| report(id, &l.instance)).collect();
         live.retain(|_, l| !l.removed || l.instance.in_flight() > 0 || l.instance.queued() > 0);
-        Report { usage: self.runtime.usage(), ingress: self.numbers.now(), instances, log_lines_lost: self.logs.lost() }
+        Report {
+            usage: self.runtime.usage(),
+            holding: self.lease.holding(),
+            ingress: self.numbers.now(),
+            instances,
+            log_lines_lost: self.logs.lost(),
+        }
     }
 }
 

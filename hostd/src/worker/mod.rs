@@ -7,6 +7,7 @@
 mod host;
 mod ingress;
 mod instances;
+mod lease;
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -29,6 +30,7 @@ use tokio_util::task::TaskTracker;
 use self::host::{HostCode, HostDialer, HostLogs};
 use self::ingress::Ingress;
 use self::instances::Instances;
+use self::lease::WorkerLease;
 use crate::channel::{
     Ask, Asks, IngressTls, Order, OrderAnswer, Orders, Peer, Readiness, Setup, SocketReceiver, read_first,
 };
@@ -51,6 +53,8 @@ pub(crate) const INGRESS_FD: i32 = 5;
 pub(crate) const DIR_VAR: &str = "MARCATO_WORKER_DIR";
 /// A number that no other worker of the host has: the user that it becomes.
 pub(crate) const NUMBER_VAR: &str = "MARCATO_WORKER_NUMBER";
+/// Its control group, where the daemon made one for it.
+pub(crate) const CGROUP_VAR: &str = "MARCATO_WORKER_CGROUP";
 
 /// Why a worker could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +100,7 @@ pub fn prepare() -> Result<Prepared, WorkerError> {
 fn plan(code_dir: PathBuf, number: u16) -> Plan {
     Plan {
         unprivileged_user: Some(worker_user(number)),
+        cgroup: std::env::var_os(CGROUP_VAR).map(PathBuf::from),
         ..Plan::worker(vec![code_dir], vec![CHANNEL_FD, SOCKETS_FD, INGRESS_FD])
     }
 }
@@ -171,7 +176,8 @@ pub async fn run(prepared: Prepared, threads: Vec<Handle>) -> Result<(), WorkerE
         dialer: Arc::new(HostDialer::new(worker.peer.clone(), sockets)),
         outbound_ca_pem: setup.outbound_ca_pem.map(String::into_bytes),
     })?;
-    let instances = Arc::new(Instances::new(runtime, worker.peer.clone(), logs));
+    let lease = Arc::new(WorkerLease::new(runtime.clone(), setup.lease));
+    let instances = Arc::new(Instances::new(runtime, worker.peer.clone(), logs, Arc::clone(&lease)));
     let listener = Listener::inherited(ingress).map_err(WorkerError::Ingress)?;
     if let Some(tls) = setup.tls {
         worker.tls.send_replace(Some(tls));
@@ -179,6 +185,12 @@ pub async fn run(prepared: Prepared, threads: Vec<Handle>) -> Result<(), WorkerE
     let handler = Ingress::new(instances.map(), instances.numbers());
     // Nobody else sets it.
     let _ = worker.instances.set(Arc::clone(&instances));
+    tasks.spawn({
+        let (peer, gone) = (worker.peer.clone(), gone.clone());
+        async move {
+            gone.run_until_cancelled(lease.tell(&peer)).await;
+        }
+    });
     if !unconfined {
         // Its threads and its engine exist; the first guest does not.
         marcato_confine::seal(&plan, &mut confinement)?;
@@ -228,6 +240,7 @@ impl Worker {
             Order::Remove(id) => instances.remove(&id),
             Order::Open => self.open.notify_one(),
             Order::Tls(tls) => drop(self.tls.send_replace(Some(*tls))),
+            Order::Lease(lease) => instances.keep_to(lease),
             Order::Report => return OrderAnswer::Report(Box::new(instances.report())),
             Order::Stop => self.stop.cancel(),
         }

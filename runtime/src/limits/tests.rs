@@ -13,7 +13,7 @@ fn limiter(memory: u64, instance: Arc<MemoryTotal>, host: &Arc<HostTotals>) -> S
 
 #[test]
 fn the_apps_total_holds_over_its_instances() {
-    let host = Arc::new(HostTotals::new(marcato_api::Bytes(1000)));
+    let host = Arc::new(HostTotals::new(u32::MAX, marcato_api::Bytes(1000)));
     let budget = marcato_api::AppBudget { app_memory_bytes: Some(marcato_api::Bytes(150)), ..Default::default() };
     let app = account(&budget);
     let sandbox = || {
@@ -36,7 +36,7 @@ fn the_apps_total_holds_over_its_instances() {
 #[test]
 fn memory_is_added_up_and_given_back() {
     let instance = Arc::new(MemoryTotal::new(300));
-    let host = Arc::new(HostTotals::new(marcato_api::Bytes(1000)));
+    let host = Arc::new(HostTotals::new(u32::MAX, marcato_api::Bytes(1000)));
     let mut one = limiter(200, Arc::clone(&instance), &host);
     let mut two = limiter(200, Arc::clone(&instance), &host);
     let grow = |l: &mut SandboxLimiter, from, to| l.memory_growing(from, to, None).expect("no trap");
@@ -62,7 +62,7 @@ fn memory_is_added_up_and_given_back() {
 
 #[test]
 fn the_hosts_total_holds_over_all_instances() {
-    let host = Arc::new(HostTotals::new(marcato_api::Bytes(150)));
+    let host = Arc::new(HostTotals::new(u32::MAX, marcato_api::Bytes(150)));
     let limiter = || limiter(200, Arc::new(MemoryTotal::new(200)), &host);
     let (mut one, mut two) = (limiter(), limiter());
     assert!(one.memory_growing(0, 100, None).expect("no trap"));
@@ -80,7 +80,7 @@ fn the_hosts_total_holds_over_all_instances() {
 #[test]
 fn the_hosts_total_holds_between_threads() {
     const LIMIT: u64 = 1000;
-    let host = Arc::new(HostTotals::new(marcato_api::Bytes(LIMIT)));
+    let host = Arc::new(HostTotals::new(u32::MAX, marcato_api::Bytes(LIMIT)));
     std::thread::scope(|scope| {
         for size in 1..=8 {
             let host = &host;

@@ -17,7 +17,7 @@ fn scope(scope: LimitScope) -> &'static str {
 }
 
 fn default_of(of: Limit) -> String {
-    let (app, host) = (AppAccount::new(&AppBudget::default()), HostTotals::new(Bytes(u64::MAX)));
+    let (app, host) = (AppAccount::new(&AppBudget::default()), HostTotals::new(u32::MAX, Bytes(u64::MAX)));
     let name = of.name();
     match limit(of, &RevisionConfig::default(), &app, &host) {
         None if scope(of.scope()) == "host" => "by the host's options".into(),

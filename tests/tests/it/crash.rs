@@ -159,3 +159,117 @@ fn ingress_socket(cluster: &Cluster, host: Pid) -> Result<String> {
 fn an_inventory_without_its_fields_is_refused() {
     assert!(serde_json::from_str::<Inventory>("{\"host\":\"h1\"}").is_err());
 }
+
+/// The process of a worker of the first host.
+async fn worker(cluster: &Cluster, name: &str) -> Result<Pid> {
+    until(&format!("the worker {name}"), Duration::from_secs(30), || async {
+        let out = cluster.cli(&["hosts", "show", "h1", "--json"]).await?;
+        let shown: serde_json::Value = serde_json::from_slice(&out.stdout)?;
+        let workers = shown["worker_list"].as_array().context("workers")?;
+        let pid = workers.iter().find(|w| w["name"] == name).and_then(|w| w["pid"].as_i64());
+        Ok(pid.and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw))
+    })
+    .await
+}
+
+/// Two apps, of which `shop` has a worker of its own.
+async fn apart() -> Result<Running> {
+    let cluster = cluster(1).await?;
+    let set = cluster.cli(&["policy", "set", "--org", "default", "--app", "shop", "--isolation", "process"]).await?;
+    assert!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+    for app in ["shop", "other"] {
+        cluster.admin()?.deploy(&guest("guest-behaviour")?, &Deploy::new(app)).await?;
+    }
+    Ok(cluster)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_a_worker_fails_only_what_was_in_flight_in_it() -> Result<()> {
+    let cluster = apart().await?;
+    let [shop, other] = ["shop", "other"].map(|app| cluster.app(app));
+    let (load, neighbour) = (Load::start(&shop?, "/", WORKERS, hello), Load::start(&other?, "/", WORKERS, hello));
+    load.answered(100).await?;
+    neighbour.answered(100).await?;
+    let shared = worker(&cluster, "shared").await?;
+    let first = worker(&cluster, "app-shop").await?;
+    let mut own = first;
+    for _ in 0..2 {
+        kill_now(own)?;
+        load.answered(200).await?;
+        neighbour.answered(100).await?;
+        // The router's picture of the host is a moment old.
+        own = until("another process of the worker", Duration::from_secs(30), || async {
+            let now = worker(&cluster, "app-shop").await?;
+            Ok((now != own).then_some(now))
+        })
+        .await?;
+    }
+    let (report, neighbours) = (load.stop().await, neighbour.stop().await);
+    assert_only_in_flight(&report, 2);
+    assert!(neighbours.failures.is_empty(), "{} ok, failed: {:#?}", neighbours.ok, neighbours.failures);
+    assert_eq!(worker(&cluster, "shared").await?, shared, "the other app's worker is the one that it was");
+    assert_ne!(first, shared);
+    Ok(())
+}
+
+/// The daemon holds the listening socket: what arrives while there is no worker is served by the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_wait_while_their_worker_is_dead() -> Result<()> {
+    let cluster = apart().await?;
+    let shop = cluster.app("shop")?;
+    // Each has its code by now: another process of it is the only thing that needs the daemon.
+    for app in [&shop, &cluster.app("other")?] {
+        assert!(hello(&app.get("/").await?));
+    }
+    let killed = worker(&cluster, "app-shop").await?;
+    let socket = ingress_of(&cluster, "shop").await?;
+    // No daemon starts another one for as long as this is held.
+    let frozen = stop_and_continue(cluster.host(1)?)?;
+    kill_now(killed)?;
+    until("the worker to be gone", Duration::from_secs(10), || async {
+        Ok((!marcato_tests::is_alive(killed)).then_some(()))
+    })
+    .await?;
+    let instance = cluster.admin()?.status("shop").await?.instances[0].id.clone();
+    let waiting: Vec<_> = (0..WORKERS)
+        .map(|_| {
+            let (target, instance) = (Target::unix(socket.clone(), "shop.localhost"), instance.clone());
+            tokio::spawn(async move {
+                let sent = [(headers::INSTANCE, instance.as_str()), (headers::REQUEST_ID, "test-waiting")];
+                target.request(Method::GET, "/", &sent, empty()).await
+            })
+        })
+        .collect();
+    // Each has connected: they are in the socket's queue.
+    until("connections to wait", Duration::from_secs(10), || async {
+        Ok((waiting_at(&socket)? >= WORKERS).then_some(()))
+    })
+    .await?;
+    assert!(waiting.iter().all(|w| !w.is_finished()), "there is nobody to answer");
+    assert!(hello(&cluster.app("other")?.get("/").await?), "another worker serves without its daemon");
+    drop(frozen);
+    for answer in waiting {
+        let answer = answer.await??;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "hello\n"));
+    }
+    assert!(hello(&shop.get("/").await?));
+    Ok(())
+}
+
+/// The socket of the worker that has this app's instance.
+async fn ingress_of(cluster: &Cluster, app: &str) -> Result<String> {
+    let host = cluster.host(1)?;
+    let shared = ingress_socket(cluster, host)?;
+    let folder = std::path::Path::new(&shared).parent().context("a folder")?;
+    let mut found = std::fs::read_dir(folder)?.filter_map(|entry| Some(entry.ok()?.path()));
+    // Of the workers beside the shared one there is this app's alone.
+    let own = found.find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("w-")));
+    Ok(own.with_context(|| format!("no socket of a worker for {app}"))?.to_string_lossy().into_owned())
+}
+
+/// Connections to a Unix socket that nobody accepted: the kernel lists the ends that wait under the socket's own path, in
+/// state 02 (proc(5), /proc/net/unix; `SS_CONNECTING`).
+fn waiting_at(socket: &str) -> Result<usize> {
+    let list = std::fs::read_to_string("/proc/net/unix")?;
+    Ok(list.lines().filter(|l| l.ends_with(socket)).filter(|l| l.split_whitespace().nth(5) == Some("02")).count())
+}

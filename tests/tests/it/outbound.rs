@@ -123,3 +123,24 @@ async fn internal_addresses_are_refused_whatever_the_manifest_names() -> Result<
     admin.logged("asker", "its address is internal").await?;
     Ok(())
 }
+
+/// The operator's policy opens private addresses for one app; its neighbour in the same worker stays without.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_lets_one_app_alone_reach_a_private_address() -> Result<()> {
+    let mut tasks = JoinSet::new();
+    let plain = serve(&mut tasks, None).await?;
+    let cluster = cluster(1).await?;
+    let admin = cluster.admin()?;
+    let policy = ["policy", "set", "--org", "default", "--app", "inside", "--allow-private-egress", "true"];
+    let set = cluster.cli(&policy).await?;
+    assert!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+    for app in ["inside", "outside"] {
+        let deploy = Deploy::new(app).with(|c| c.allowed_outbound_hosts = vec![format!("localhost:{plain}")]);
+        admin.deploy(&guest("guest-behaviour")?, &deploy).await?;
+    }
+    let url = format!("http://localhost:{plain}/");
+    assert_eq!(asked(&cluster, "inside", &url).await?, "outbound 204\n");
+    let refused = asked(&cluster, "outside", &url).await?;
+    assert!(refused.contains("DestinationIpProhibited"), "{refused}");
+    Ok(())
+}
