@@ -169,7 +169,7 @@ async fn start(cfg: HostdConfig, identity: Identity, shutdown: &CancellationToke
         require_confinement: cfg.require_confinement,
         unfit: watch::Sender::new(None),
         cache: cache.clone(),
-        dialer: Arc::new(NetworkDialer { allow_private: cfg.allow_private_egress }),
+        dialer: NetworkDialer { allow_private: cfg.allow_private_egress },
         wake_components: wake_components.clone(),
         wake_instances: wake_instances.clone(),
         usage: usage.clone(),

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use marcato_api::{Digest, InstanceId};
-use marcato_runtime::{DialError, LoadError, outbound_allows};
+use marcato_runtime::{DialError, Dialer as _, LoadError, NetworkDialer, outbound_allows};
 use tokio::sync::oneshot;
 
 use super::worker::Worker;
@@ -59,13 +59,16 @@ impl Broker {
                 }
             }
             Ask::Connect { instance, host, port, ticket } => {
-                let allowed = self
-                    .worker
-                    .with_entry(&instance, |e| outbound_allows(&e.order.config.allowed_outbound_hosts, &host, port));
-                if allowed != Some(true) {
+                let given = self.worker.with_entry(&instance, |e| {
+                    let order = &e.order;
+                    let allowed = outbound_allows(&order.config.allowed_outbound_hosts, &host, port);
+                    allowed.then_some(order.budget.allow_private_egress)
+                });
+                let Some(Some(private)) = given else {
                     return self.refused(&instance, "a connection");
-                }
-                AskAnswer::Connected(self.connect(&instance, &host, port, ticket).await)
+                };
+                let allow_private = private.unwrap_or(self.settings.dialer.allow_private);
+                AskAnswer::Connected(self.connect(allow_private, &instance, &host, port, ticket).await)
             }
             Ask::Last(report) => {
                 self.worker.take(*report);
@@ -115,8 +118,15 @@ impl Broker {
         Ok(link.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default())
     }
 
-    async fn connect(&self, instance: &InstanceId, host: &str, port: u16, ticket: u64) -> Result<(), DialError> {
-        let stream = self.settings.dialer.connect(instance, host, port).await?;
+    async fn connect(
+        &self,
+        allow_private: bool,
+        instance: &InstanceId,
+        host: &str,
+        port: u16,
+        ticket: u64,
+    ) -> Result<(), DialError> {
+        let stream = NetworkDialer { allow_private }.connect(instance, host, port).await?;
         self.sockets.send(ticket, &stream).await.map_err(|e| DialError::connect(&e))
     }
 

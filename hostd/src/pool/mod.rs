@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use marcato_api::{Bytes, Digest, HostAddress, HostUsage, InstanceId, IsolationClass, OrgName, WorkerStatus};
-use marcato_runtime::{CodeCache, Dialer, LogSink, Services};
+use marcato_runtime::{CodeCache, LogSink, NetworkDialer, Services};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -56,7 +56,8 @@ pub(crate) struct Settings {
     pub(crate) outbound_ca_pem: Option<String>,
     pub(crate) require_confinement: bool,
     pub(crate) cache: CodeCache,
-    pub(crate) dialer: Arc<dyn Dialer>,
+    /// Makes connections as the host's options say; an app's policy may say otherwise of private addresses.
+    pub(crate) dialer: NetworkDialer,
     /// Told why a worker that must be confined is not.
     pub(crate) unfit: watch::Sender<Option<String>>,
     /// Woken when code turned out unusable.

@@ -8,7 +8,7 @@ use marcato_api::{
     AccessRequest, AppBudget, AppName, KeyValueError, KeyValueRequest, KeyValueResponse, LogStream, RevisionConfig,
     RevisionNumber, ServiceKind,
 };
-use marcato_runtime::{CompilerCommand, KeyValueService, NetworkDialer};
+use marcato_runtime::{CompilerCommand, DialError, KeyValueService};
 use tokio::sync::oneshot;
 
 use super::broker::Broker;
@@ -44,6 +44,10 @@ struct Fixture {
 
 /// The broker of a worker with one instance, `own-1`.
 async fn fixture() -> Fixture {
+    fixture_with(AppBudget::default()).await
+}
+
+async fn fixture_with(budget: AppBudget) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let cache = CodeCache::open(&dir.path().join("cache"), CompilerCommand::new("/bin/false", [])).unwrap();
     let settings = Settings {
@@ -55,7 +59,7 @@ async fn fixture() -> Fixture {
         require_confinement: false,
         unfit: watch::Sender::new(None),
         cache,
-        dialer: Arc::new(NetworkDialer { allow_private: false }),
+        dialer: NetworkDialer { allow_private: false },
         wake_components: Arc::default(),
         wake_instances: Arc::default(),
         usage: UsageLedger::open(&dir.path().join("usage.sqlite")).unwrap(),
@@ -76,7 +80,7 @@ async fn fixture() -> Fixture {
             allowed_outbound_hosts: vec!["localhost:81".into(), "example.org".into()],
             ..RevisionConfig::default()
         },
-        budget: AppBudget::default(),
+        budget,
         bindings: BTreeMap::from([("default".to_owned(), ServiceKind::Keyvalue)]),
     };
     let mut services = Services::default();
@@ -131,7 +135,12 @@ async fn a_worker_connects_where_its_instances_may() {
     }
     // Allowed by the manifest, refused for its address.
     let internal = f.broker.answer(connect("own-1", "localhost", 81)).await;
-    assert!(matches!(internal, AskAnswer::Connected(Err(marcato_runtime::DialError::Internal))));
+    assert!(matches!(internal, AskAnswer::Connected(Err(DialError::Internal))));
+    // Allowed by the operator as well: nothing listens there, which is another answer.
+    let allowed = AppBudget { allow_private_egress: Some(true), ..AppBudget::default() };
+    let f = fixture_with(allowed).await;
+    let tried = f.broker.answer(connect("own-1", "localhost", 81)).await;
+    assert!(matches!(tried, AskAnswer::Connected(Ok(()) | Err(DialError::Connect { .. }))));
 }
 
 #[tokio::test]
