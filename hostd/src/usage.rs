@@ -320,10 +320,8 @@ impl Meter {
 }
 
 fn totals(counters: &InstanceCounters) -> UsageDelta {
-    // Those that a guest failed used what they used.
-    let requests = counters.requests.saturating_add(counters.failures);
     UsageDelta {
-        requests,
+        requests: counters.started,
         cpu_us: counters.cpu_us,
         memory_byte_ms: counters.memory_byte_ms,
         bytes_in: counters.bytes_in,
@@ -444,9 +442,9 @@ mod tests {
         assert!(matches!(UsageLedger::open(&other), Err(UsageError::Foreign(_))));
     }
 
-    fn report(id: &str, requests: u64) -> InstanceReport {
-        let (cpu_us, bytes_out) = (requests * 7, requests * 100);
-        let counters = InstanceCounters { requests, cpu_us, bytes_out, ..InstanceCounters::default() };
+    fn report(id: &str, started: u64) -> InstanceReport {
+        let (cpu_us, bytes_out) = (started * 7, started * 100);
+        let counters = InstanceCounters { started, cpu_us, bytes_out, ..InstanceCounters::default() };
         let id = InstanceId::new(id).unwrap();
         InstanceReport { id, in_flight: 0, queued: 0, counters, limits: Vec::new() }
     }

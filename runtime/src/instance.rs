@@ -35,8 +35,25 @@ pub struct Instance(Arc<Inner>);
 pub(crate) struct Counters {
     pub(crate) requests: AtomicU64,
     pub(crate) failures: AtomicU64,
+    /// Requests that a guest was started for, also those whose client left.
+    started: AtomicU64,
     pub(crate) cpu_ns: AtomicU64,
     pub(crate) sandboxes: AtomicU64,
+}
+
+/// A request that a guest is started for, unless it turns out that none was. Counts when it is dropped, for its client
+/// may leave at any time.
+struct Started<'a> {
+    counters: &'a Counters,
+    counts: bool,
+}
+
+impl Drop for Started<'_> {
+    fn drop(&mut self) {
+        if self.counts {
+            self.counters.started.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 struct IdleSandbox {
@@ -163,7 +180,10 @@ impl Instance {
         let times = Times::new(&inner.config.limits);
         invoke::check_length(inner, &request)?;
         let ticket = inner.admit(times.deadline, request.headers()).await?;
-        invoke::handle(inner, ticket, times, request).await
+        let mut started = Started { counters: &inner.counters, counts: true };
+        let result = invoke::handle(inner, ticket, times, request).await;
+        started.counts = result.as_ref().err().is_none_or(|error| !error.not_started);
+        result
     }
 
     /// Requests that run now, those whose response still streams among them.
@@ -187,6 +207,7 @@ impl Instance {
             failures: c.failures.load(Ordering::Relaxed),
             cpu_us: c.cpu_ns.load(Ordering::Relaxed) / 1000,
             sandboxes: c.sandboxes.load(Ordering::Relaxed),
+            started: c.started.load(Ordering::Relaxed),
             ..InstanceCounters::default()
         }
     }

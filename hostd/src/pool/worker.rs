@@ -107,6 +107,7 @@ fn sum(a: InstanceCounters, b: InstanceCounters) -> InstanceCounters {
     InstanceCounters {
         requests: a.requests + b.requests,
         failures: a.failures + b.failures,
+        started: a.started + b.started,
         cpu_us: a.cpu_us + b.cpu_us,
         sandboxes: a.sandboxes + b.sandboxes,
         memory_byte_ms: a.memory_byte_ms.saturating_add(b.memory_byte_ms),
