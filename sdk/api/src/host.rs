@@ -363,7 +363,7 @@ pub struct InstanceCounters {
     pub cpu_us: u64,
     /// Sandboxes made.
     pub sandboxes: u64,
-    /// Linear memory times the time that it was held, in byte-milliseconds.
+    /// Linear memory times the time that it was held, in byte-milliseconds; begins anew after 2⁶⁴.
     #[serde(default)]
     pub memory_byte_ms: u64,
     /// Bytes of requests, heads and bodies.
