@@ -19,6 +19,7 @@ mod samples;
 mod security;
 mod soak;
 mod streams;
+mod usage;
 
 use std::sync::Mutex;
 
