@@ -1,8 +1,8 @@
 //! The usage ledger: what each app used on this host, hour by hour, on disk.
 //!
 //! Owns: the file, when it is written (each second, so a kill loses at most the last one), and how long an hour is kept.
-//! Does not own what is counted: a [`Meter`] hears what a worker reports of its instances and records
-//! differences. Flow: workers -> meters -> here -> HostApi (`GET /v1/usage`) -> control plane.
+//! Does not own what is counted: a worker's meter (`meter`) records it.
+//! Flow: workers -> meters -> here -> HostApi (`GET /v1/usage`) -> control plane.
 //!
 //! Every change of an hour's total gets the next change number. A reader asks for what changed after the last number
 //! that it saw and gets absolute totals: it may ask again, be away for weeks, or start anew, and nothing is lost or
@@ -17,11 +17,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marcato_api::{AppName, AppUsageHour, InstanceCounters, InstanceId, OrgName, UsageCursor, UsageDelta, UsagePage};
+use marcato_api::{AppName, AppUsageHour, OrgName, UsageCursor, UsageDelta, UsagePage};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 use tokio_util::sync::CancellationToken;
 
-use crate::channel::InstanceReport;
+mod meter;
+
+pub(crate) use self::meter::Meter;
 
 /// How often what was recorded goes to the disk: the most that a kill loses.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
@@ -266,71 +268,6 @@ fn total_of(txn: &Transaction<'_>, hour: i64, app: &AppName, org: &OrgName) -> r
     Ok(found.optional()?.unwrap_or_default())
 }
 
-/// Hears what a worker reports of its instances and records what came on top.
-pub(crate) struct Meter {
-    ledger: UsageLedger,
-    /// Each instance until the worker does not list it any more.
-    known: HashMap<InstanceId, Metered>,
-}
-
-struct Metered {
-    app: AppName,
-    org: OrgName,
-    /// What was last heard of it.
-    last: UsageDelta,
-    removed: bool,
-}
-
-impl Meter {
-    pub(crate) fn new(ledger: UsageLedger) -> Self {
-        Self { ledger, known: HashMap::new() }
-    }
-
-    /// An instance is about to be started. Only what was said here is believed later.
-    pub(crate) fn expect(&mut self, id: &InstanceId, app: &AppName, org: &OrgName) {
-        let metered = Metered { app: app.clone(), org: org.clone(), last: UsageDelta::default(), removed: false };
-        self.known.insert(id.clone(), metered);
-    }
-
-    /// An instance is to go. What it still does is counted until it is not listed any more.
-    pub(crate) fn remove(&mut self, id: &InstanceId) {
-        if let Some(metered) = self.known.get_mut(id) {
-            metered.removed = true;
-        }
-    }
-
-    /// Records what every instance used since the last time. Counters that went back began anew: all of them is new.
-    pub(crate) fn hear(&mut self, reports: &[InstanceReport], now: Timestamp) {
-        for report in reports {
-            let Some(metered) = self.known.get_mut(&report.id) else { continue };
-            let total = totals(&report.counters);
-            let anew = total.requests < metered.last.requests || total.cpu_us < metered.last.cpu_us;
-            let delta = if anew { total } else { total.since(&metered.last) };
-            metered.last = total;
-            self.ledger.record(&metered.app, &metered.org, delta, now);
-        }
-        self.known.retain(|id, metered| !metered.removed || reports.iter().any(|r| r.id == *id));
-    }
-
-    /// The process is gone, and its counters with it.
-    pub(crate) fn died(&mut self) {
-        self.known.retain(|_, metered| !metered.removed);
-        self.known.values_mut().for_each(|metered| metered.last = UsageDelta::default());
-    }
-}
-
-fn totals(counters: &InstanceCounters) -> UsageDelta {
-    // Those that a guest failed used what they used.
-    let requests = counters.requests.saturating_add(counters.failures);
-    UsageDelta {
-        requests,
-        cpu_us: counters.cpu_us,
-        memory_byte_ms: counters.memory_byte_ms,
-        bytes_in: counters.bytes_in,
-        bytes_out: counters.bytes_out,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -442,39 +379,6 @@ mod tests {
         let connection = Connection::open(&other).unwrap();
         connection.pragma_update(None, "application_id", 7).unwrap();
         assert!(matches!(UsageLedger::open(&other), Err(UsageError::Foreign(_))));
-    }
-
-    fn report(id: &str, requests: u64) -> InstanceReport {
-        let (cpu_us, bytes_out) = (requests * 7, requests * 100);
-        let counters = InstanceCounters { requests, cpu_us, bytes_out, ..InstanceCounters::default() };
-        let id = InstanceId::new(id).unwrap();
-        InstanceReport { id, in_flight: 0, queued: 0, counters, limits: Vec::new() }
-    }
-
-    #[test]
-    fn a_meter_counts_each_request_once_over_deaths_and_removals() {
-        let dir = tempfile::tempdir().unwrap();
-        let ledger = UsageLedger::open(&dir.path().join("usage.sqlite")).unwrap();
-        let mut meter = Meter::new(ledger.clone());
-        let (one, two) = (InstanceId::new("a-1").unwrap(), InstanceId::new("b-1").unwrap());
-        meter.expect(&one, &app("a"), &org());
-        meter.hear(&[], at(1));
-        meter.expect(&two, &app("b"), &org());
-        // What was never placed there is not believed.
-        meter.hear(&[report("a-1", 5), report("b-1", 1), report("c-1", 1_000)], at(1));
-        meter.hear(&[report("a-1", 8), report("b-1", 1)], at(1));
-        meter.remove(&one);
-        meter.hear(&[report("a-1", 9), report("b-1", 1)], at(1));
-        meter.hear(&[report("b-1", 1)], at(1));
-        meter.hear(&[report("a-1", 100)], at(1));
-        meter.died();
-        meter.hear(&[report("b-1", 3)], at(1));
-        // A process that was replaced between two reports.
-        meter.hear(&[report("b-1", 2)], at(1));
-        ledger.flush().unwrap();
-        assert_eq!(all(&ledger), [("a".into(), 1, 9), ("b".into(), 1, 6)]);
-        let out = ledger.page(UsageCursor::START, 10).unwrap().items.iter().map(|i| i.total.bytes_out).sum::<u64>();
-        assert_eq!(out, 1_500);
     }
 
     #[tokio::test(start_paused = true)]

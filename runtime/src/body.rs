@@ -16,7 +16,9 @@ use marcato_api::{Limits, ProblemKind};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use wasmtime_wasi_http::{Error, WasiBody};
 
+use crate::accounting;
 use crate::error::InvokeError;
+use crate::instance::Inner;
 use crate::invoke::{self, Failure, Running};
 use crate::limits::{Limit, LimitCounters};
 use crate::usage;
@@ -55,10 +57,14 @@ impl Body for ResponseBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.0.ahead.pop_front() {
+        let polled = match self.0.ahead.pop_front() {
             Some(frame) => Poll::Ready(Some(Ok(frame))),
             None => self.0.poll(cx),
+        };
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            self.0.inner.counters.bytes_out.fetch_add(accounting::frame(frame), Ordering::Relaxed);
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -85,6 +91,7 @@ pub(crate) struct GuestBody {
     body: WasiBody,
     /// Frames that were there when the head was.
     ahead: VecDeque<Frame<Bytes>>,
+    inner: Arc<Inner>,
     /// Taken when a guest works on after its response.
     running: Option<Running>,
     timer: Pin<Box<Sleep>>,
@@ -107,8 +114,9 @@ impl GuestBody {
     ) -> Self {
         let timer = Box::pin(sleep_until(deadline));
         let idle = Idle::new(&running.inner().config.limits);
+        let inner = Arc::clone(running.inner());
         let (running, ahead) = (Some(running), VecDeque::new());
-        Self { body, ahead, running, timer, idle, deadline, request_id, announced, sent: 0, ended: false }
+        Self { body, ahead, inner, running, timer, idle, deadline, request_id, announced, sent: 0, ended: false }
     }
 
     /// Takes what the guest has made already. A short answer is whole then: it goes out in one piece and with

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tokio_util::task::TaskTracker;
 
+use crate::accounting::{self, MemoryTime};
 use crate::body::{RequestBody, ResponseBody};
 use crate::budget::{AppAccount, Apps};
 use crate::code::CodeHandle;
@@ -31,12 +32,49 @@ use crate::usage;
 pub struct Instance(Arc<Inner>);
 
 /// Totals since the start.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Counters {
     pub(crate) requests: AtomicU64,
     pub(crate) failures: AtomicU64,
+    /// Requests that a guest was started for, also those whose client left.
+    started: AtomicU64,
     pub(crate) cpu_ns: AtomicU64,
     pub(crate) sandboxes: AtomicU64,
+    pub(crate) bytes_in: AtomicU64,
+    pub(crate) bytes_out: AtomicU64,
+    pub(crate) memory: Arc<MemoryTime>,
+}
+
+impl Counters {
+    fn new() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            requests: zero(),
+            failures: zero(),
+            started: zero(),
+            cpu_ns: zero(),
+            sandboxes: zero(),
+            bytes_in: zero(),
+            bytes_out: zero(),
+            memory: Arc::new(MemoryTime::new()),
+        }
+    }
+}
+
+/// A request that a guest is started for, unless it turns out that none was. Counts when it is dropped, for its client
+/// may leave at any time.
+struct Started<'a> {
+    counters: &'a Counters,
+    head: Option<u64>,
+}
+
+impl Drop for Started<'_> {
+    fn drop(&mut self) {
+        if let Some(head) = self.head {
+            self.counters.started.fetch_add(1, Ordering::Relaxed);
+            self.counters.bytes_in.fetch_add(head, Ordering::Relaxed);
+        }
+    }
 }
 
 struct IdleSandbox {
@@ -134,7 +172,7 @@ impl Instance {
             log: Arc::new(InstanceLog::new(logs, Arc::clone(&account.log), Arc::clone(&limits))),
             account,
             limits,
-            counters: Counters::default(),
+            counters: Counters::new(),
             crowd: Crowd::default(),
             afterwork: TaskTracker::new(),
             places: Arc::new(Semaphore::new(config.concurrency as usize)),
@@ -163,7 +201,17 @@ impl Instance {
         let times = Times::new(&inner.config.limits);
         invoke::check_length(inner, &request)?;
         let ticket = inner.admit(times.deadline, request.headers()).await?;
-        invoke::handle(inner, ticket, times, request).await
+        let mut started = Started { counters: &inner.counters, head: Some(accounting::request_head(&request)) };
+        let request = request.map(|body| accounting::upload(body, inner));
+        let result = invoke::handle(inner, ticket, times, request).await;
+        match &result {
+            Ok(response) => {
+                inner.counters.bytes_out.fetch_add(accounting::response_head(response), Ordering::Relaxed);
+            }
+            Err(error) if error.not_started => started.head = None,
+            Err(_) => {}
+        }
+        result
     }
 
     /// Requests that run now, those whose response still streams among them.
@@ -187,7 +235,10 @@ impl Instance {
             failures: c.failures.load(Ordering::Relaxed),
             cpu_us: c.cpu_ns.load(Ordering::Relaxed) / 1000,
             sandboxes: c.sandboxes.load(Ordering::Relaxed),
-            ..InstanceCounters::default()
+            started: c.started.load(Ordering::Relaxed),
+            memory_byte_ms: c.memory.byte_ms(),
+            bytes_in: c.bytes_in.load(Ordering::Relaxed),
+            bytes_out: c.bytes_out.load(Ordering::Relaxed),
         }
     }
 

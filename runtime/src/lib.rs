@@ -5,6 +5,7 @@
 //! [`CodeCache::compile`]; a worker's [`Runtime::start`]). It owns no storage, no listener and
 //! no configuration file. The host daemon has the cache of code and the network, workers have the sandboxes.
 
+mod accounting;
 mod artifact;
 mod body;
 mod budget;

@@ -12,6 +12,7 @@ use wasmtime_wasi::clocks::{HostMonotonicClock, HostWallClock};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView, p2, p3};
 
+use crate::accounting::Held;
 use crate::budget::{OverBudget, SandboxAccount};
 use crate::cgi::{Command, CommandPre, Stdio};
 use crate::egress::Hooks;
@@ -65,6 +66,8 @@ pub(crate) struct Host {
     http: WasiHttpCtx,
     hooks: Hooks,
     pub(crate) limiter: SandboxLimiter,
+    /// Its linear memory over time.
+    pub(crate) held: Held,
     pub(crate) meter: Arc<CpuMeter>,
     pub(crate) log: Arc<SandboxLog>,
     pub(crate) services: Arc<Services>,
@@ -138,7 +141,7 @@ impl Sandbox {
         let live = Live::new(&inner.machine).ok_or(NoSandbox::Limit(Limit::HostSandboxes))?;
         let host = host(inner, live, meter, log, stdio, code.files.as_ref())?;
         let mut store = Store::new(code.pre.engine(), host);
-        store.limiter(|host| &mut host.limiter);
+        store.limiter(|host| host);
         store.set_hostcall_fuel(HOSTCALL_BYTES);
         store.set_max_component_handles(HANDLES);
         if let Some(pending) = store.concurrent_resource_table() {
@@ -238,6 +241,7 @@ fn host(
             Arc::clone(&inner.machine.totals),
             Arc::clone(&inner.limits),
         ),
+        held: Held::new(&inner.counters.memory),
         meter,
         log,
         services: Arc::clone(&inner.services),

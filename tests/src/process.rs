@@ -78,11 +78,10 @@ pub(crate) fn held(pid: Pid) -> Result<Held> {
     })
 }
 
-/// CPU time used so far, user and system, in microseconds (resolution: one clock tick, 10 ms).
+/// CPU time used so far, user and system, by all threads that it has and had, in microseconds: the kernel's own count.
 pub fn cpu_micros(pid: Pid) -> Result<u64> {
-    let fields = stat(pid)?;
-    let ticks = |n: usize| -> Result<u64> { Ok(fields.get(n).context("short stat")?.parse()?) };
-    Ok((ticks(11)? + ticks(12)?) * 10_000)
+    let used = nix::time::clock_gettime(nix::time::clock_getcpuclockid(pid)?)?;
+    Ok(u64::try_from(used.tv_sec())? * 1_000_000 + u64::try_from(used.tv_nsec())? / 1_000)
 }
 
 /// Whether it runs; a zombie does not.

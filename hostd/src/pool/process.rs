@@ -77,6 +77,14 @@ pub(super) fn resident(pid: &str) -> Bytes {
     Bytes(pages * 4096)
 }
 
+/// CPU time of all threads that a process has and had, by its own clock (clock_getcpuclockid(3)). Nothing when it is gone.
+pub(super) fn cpu_us(pid: u32) -> Option<u64> {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).ok()?);
+    let used = nix::time::clock_gettime(nix::time::clock_getcpuclockid(pid).ok()?).ok()?;
+    let (seconds, nanos) = (u64::try_from(used.tv_sec()).ok()?, u64::try_from(used.tv_nsec()).ok()?);
+    Some(seconds * 1_000_000 + nanos / 1_000)
+}
+
 struct Started {
     child: Child,
     channel: StdStream,

@@ -123,9 +123,10 @@ fn sum(a: InstanceCounters, b: InstanceCounters) -> InstanceCounters {
     InstanceCounters {
         requests: a.requests + b.requests,
         failures: a.failures + b.failures,
+        started: a.started + b.started,
         cpu_us: a.cpu_us + b.cpu_us,
         sandboxes: a.sandboxes + b.sandboxes,
-        memory_byte_ms: a.memory_byte_ms.saturating_add(b.memory_byte_ms),
+        memory_byte_ms: a.memory_byte_ms.wrapping_add(b.memory_byte_ms),
         bytes_in: a.bytes_in + b.bytes_in,
         bytes_out: a.bytes_out + b.bytes_out,
     }
@@ -395,8 +396,9 @@ impl Worker {
 
     /// Takes over what a process says of itself.
     pub(super) fn take(&self, mut report: Report) {
+        let cpu_us = self.link.borrow().as_ref().and_then(|link| process::cpu_us(link.pid));
         let mut state = self.state();
-        state.meter.hear(&report.instances, jiff::Timestamp::now());
+        state.meter.hear(&report.instances, cpu_us, jiff::Timestamp::now());
         for one in std::mem::take(&mut report.instances) {
             if let Some(entry) = state.entries.get_mut(&one.id) {
                 entry.now = InstanceState {

@@ -1,5 +1,6 @@
 //! The runtime as a whole, with real guests in real sandboxes.
 
+mod accounting;
 mod budgets;
 mod code;
 mod commands;

@@ -356,11 +356,14 @@ pub struct InstanceCounters {
     pub requests: u64,
     /// Requests that trapped or gave no answer.
     pub failures: u64,
+    /// Requests that a guest was started for, whatever came of them: those of the two above, and those whose client left.
+    #[serde(default)]
+    pub started: u64,
     /// CPU time of all requests' guests, in microseconds, measured.
     pub cpu_us: u64,
     /// Sandboxes made.
     pub sandboxes: u64,
-    /// Linear memory times the time that it was held, in byte-milliseconds.
+    /// Linear memory times the time that it was held, in byte-milliseconds; begins anew after 2⁶⁴.
     #[serde(default)]
     pub memory_byte_ms: u64,
     /// Bytes of requests, heads and bodies.

@@ -6,7 +6,9 @@
 
 mod arena;
 mod bodies;
+mod budgets;
 mod cache;
+mod clocks;
 mod components;
 mod cpu;
 mod egress;

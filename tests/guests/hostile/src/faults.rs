@@ -28,6 +28,9 @@ pub(crate) fn run(ask: &Ask, out: ResponseOutparam) {
             while got < want && memory_grow::<0>(16) != usize::MAX {
                 got += 16 * PAGE;
             }
+            if ask.number("ms") > 0 {
+                monotonic_clock::subscribe_duration(ask.number("ms") * 1_000_000).block();
+            }
             text(out, format!("grew {}\n", got >> 20));
         }
         // Says how much of its new memory somebody else left something in, and leaves something itself.

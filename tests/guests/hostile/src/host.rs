@@ -15,6 +15,7 @@ pub(crate) fn run(ask: &Ask, out: ResponseOutparam) {
     match ask.path.as_str() {
         "/handles" => handles(ask, out),
         "/fields" => fields(ask, out),
+        "/hold-fields" => hold_fields(ask, out),
         "/log" => log(ask, out),
         "/sleep" => {
             monotonic_clock::subscribe_duration(ask.number("ms") * 1_000_000).block();
@@ -31,6 +32,7 @@ pub(crate) fn run(ask: &Ask, out: ResponseOutparam) {
             text(out, format!("random {}\n", bytes.len()));
         }
         "/clock" => text(out, format!("{}\n", finest_step(ask.number("steps").max(1)))),
+        "/probe" => probe(ask, out),
         "/wall" => text(out, format!("{}\n", wall_clock::now().nanoseconds)),
         "/files" => files(out),
         "/sockets" => sockets(ask, out),
@@ -79,6 +81,43 @@ fn fields(ask: &Ask, out: ResponseOutparam) {
     }
     text(out, format!("held {bytes}\n"));
     drop(held);
+}
+
+/// Host memory by way of many resources, each small enough for itself: `n` of `size` bytes, kept for `ms`.
+fn hold_fields(ask: &Ask, out: ResponseOutparam) {
+    let (mut held, mut bytes) = (Vec::new(), 0);
+    let value = vec![b'a'; usize::try_from(ask.number("size")).unwrap_or(0)];
+    for _ in 0..ask.number("n") {
+        let fields = Fields::new();
+        if fields.append("x-big", &value).is_err() {
+            break;
+        }
+        bytes += value.len();
+        held.push(fields);
+    }
+    if ask.number("ms") > 0 {
+        monotonic_clock::subscribe_duration(ask.number("ms") * 1_000_000).block();
+    }
+    text(out, format!("held {bytes}\n"));
+    drop(held);
+}
+
+/// Times the same work, `n` rounds of nothing, ten times, by both clocks: the nanoseconds of each.
+fn probe(ask: &Ask, out: ResponseOutparam) {
+    let wall = || {
+        let now = wall_clock::now();
+        now.seconds * 1_000_000_000 + u64::from(now.nanoseconds)
+    };
+    let mut said = String::new();
+    for _ in 0..10 {
+        let (begin, wall_begin) = (monotonic_clock::now(), wall());
+        (0..ask.number("n")).for_each(|n| {
+            std::hint::black_box(n);
+        });
+        let (end, wall_end) = (monotonic_clock::now(), wall());
+        said.push_str(&format!("{} {}\n", end - begin, wall_end.saturating_sub(wall_begin)));
+    }
+    text(out, said);
 }
 
 fn log(ask: &Ask, out: ResponseOutparam) {

@@ -29,7 +29,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Guest {
             "/header" | "/status" | "/inject" | "/many-headers" | "/length" => heads::run(&ask, out),
             "/body" | "/endless" | "/drip" | "/hold" | "/unfinished" | "/silent" | "/unread" | "/sink" | "/echo"
             | "/wait-body" => bodies::run(&ask, out),
-            "/out" | "/out-many" | "/out-fields" | "/out-body" => outbound::run(&ask, out),
+            "/out" | "/out-many" | "/out-fields" | "/out-read" => outbound::run(&ask, out),
             "/keep" | "/scan" | "/env" | "/keyvalue" | "/request" => state::run(&ask, out),
             _ => host::run(&ask, out),
         }

@@ -3,6 +3,8 @@
 use wasip2::http::outgoing_handler;
 use wasip2::http::types::{ErrorCode, Fields, Method, OutgoingBody, OutgoingRequest, ResponseOutparam, Scheme};
 
+use wasip2::io::streams::StreamError;
+
 use crate::{Ask, text, write};
 
 pub(crate) fn run(ask: &Ask, out: ResponseOutparam) {
@@ -17,6 +19,7 @@ pub(crate) fn run(ask: &Ask, out: ResponseOutparam) {
                 Err(error) => format!("refused {error:?}"),
             }
         }
+        "/out-read" => read(ask),
         _ => many(ask),
     };
     text(out, format!("{answer}\n"));
@@ -71,6 +74,30 @@ fn wait(pending: &wasip2::http::types::FutureIncomingResponse) -> String {
             Some(Ok(Err(ErrorCode::InternalError(why)))) => return format!("error internal {why:?}"),
             Some(Ok(Err(error))) => return format!("error {error:?}"),
             Some(Err(())) => return "gone".into(),
+        }
+    }
+}
+
+/// One request, and all that it is answered with.
+fn read(ask: &Ask) -> String {
+    let request = match request(ask, Fields::new()) {
+        Ok(request) => request,
+        Err(why) => return why,
+    };
+    let pending = match outgoing_handler::handle(request, None) {
+        Ok(pending) => pending,
+        Err(error) => return format!("error {error:?}"),
+    };
+    pending.subscribe().block();
+    let Some(Ok(Ok(response))) = pending.get() else { return "no response".into() };
+    let Ok(body) = response.consume() else { return "no body".into() };
+    let Ok(stream) = body.stream() else { return "no stream".into() };
+    let mut seen = 0;
+    loop {
+        match stream.blocking_read(64 << 10) {
+            Ok(bytes) => seen += bytes.len(),
+            Err(StreamError::Closed) => return format!("read {seen}"),
+            Err(StreamError::LastOperationFailed(error)) => return format!("cut {seen} {}", error.to_debug_string()),
         }
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
-use wasip3::clocks::monotonic_clock::wait_for;
+use wasip3::clocks::monotonic_clock::{now, wait_for};
 use wasip3::http::types::{self, ErrorCode};
 use wasip3::http_compat::{IncomingRequestBody, http_from_wasi_request, http_into_wasi_response};
 
@@ -29,7 +29,7 @@ impl wasip3::exports::http::handler::Guest for Guest {
 type Answer = http::Response<UnsyncBoxBody<Bytes, ErrorCode>>;
 
 async fn serve(request: http::Request<IncomingRequestBody>) -> Answer {
-    let n: u64 = request.uri().query().and_then(|q| q.strip_prefix("n=")).and_then(|n| n.parse().ok()).unwrap_or(0);
+    let n: u64 = request.uri().query().and_then(|q| q.strip_prefix("n=")).map_or(0, |n| n.parse().unwrap_or(0));
     match request.uri().path() {
         // Each wait is a subtask of the host.
         "/fork" => {
@@ -60,14 +60,30 @@ async fn serve(request: http::Request<IncomingRequestBody>) -> Answer {
             });
             full("spawned\n".to_owned())
         }
+        // For `n` milliseconds, or for ever.
         "/spin-in-subtask" => {
-            wasip3::spawn_local(async {
+            wasip3::spawn_local(async move {
                 wait_for(20 * MS).await;
-                loop {
+                let end = now() + n * MS;
+                while n == 0 || now() < end {
                     std::hint::black_box(0);
                 }
+                println!("spun {n}");
             });
             full("spawned\n".to_owned())
+        }
+        // Times the same work ten times: the nanoseconds of each.
+        "/probe" => {
+            let took: Vec<_> = (0..10)
+                .map(|_| {
+                    let begin = now();
+                    (0..n).for_each(|n| {
+                        std::hint::black_box(n);
+                    });
+                    (now() - begin).to_string()
+                })
+                .collect();
+            full(took.join("\n"))
         }
         "/endless" => http::Response::new(Endless.map_err(|never| match never {}).boxed_unsync()),
         "/echo" => http::Response::new(request.into_body().boxed_unsync()),

@@ -17,6 +17,7 @@ use marcato_tests::{Admin, Answer, Cluster, ClusterOptions, Deploy, Load, Target
 use tokio::sync::{OnceCell, OwnedSemaphorePermit};
 
 const LOG_BOUND: Duration = Duration::from_secs(20);
+const ROLL_BOUND: Duration = Duration::from_secs(90);
 
 /// Limits that an attack meets soon.
 pub(super) fn tame(c: &mut RevisionConfig) {
@@ -201,6 +202,42 @@ impl Prey {
                 Some(at) => Ok(Some(lines.swap_remove(at))),
                 None => bail!("lines: {:?}", lines.iter().map(|l| &l.text).collect::<Vec<_>>()),
             }
+        })
+        .await
+    }
+
+    /// Sets what the operator says of this app, and waits until it holds: another instance serves then.
+    pub(super) async fn policy(&self, cluster: &Cluster, settings: &str) -> Result<()> {
+        self.rolls(cluster, &format!("policy set --app {} {settings}", self.name)).await
+    }
+
+    /// Takes back what the operator says of this app.
+    pub(super) async fn no_policy(&self, cluster: &Cluster) -> Result<()> {
+        self.rolls(cluster, &format!("policy unset --app {} --yes", self.name)).await
+    }
+
+    async fn rolls(&self, cluster: &Cluster, command: &str) -> Result<()> {
+        let instances = async || -> Result<Vec<String>> {
+            let status = self.admin.status(&self.name).await?;
+            Ok(status.instances.iter().map(|i| i.id.to_string()).collect())
+        };
+        let before = instances().await?;
+        let out = cluster.cli(&command.split(' ').collect::<Vec<_>>()).await?;
+        ensure!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
+        until(&format!("other instances after {command}"), ROLL_BOUND, || async {
+            let now = instances().await?;
+            Ok((now.len() == before.len() && now.iter().all(|i| !before.contains(i))).then_some(()))
+        })
+        .await?;
+        self.admin.ready(&self.name, u32::try_from(before.len())?).await
+    }
+
+    /// Waits until so many requests run in it.
+    pub(super) async fn busy(&self, requests: u32) -> Result<()> {
+        until(&format!("{} to have {requests} in flight", self.name), LOG_BOUND, || async {
+            let status = self.admin.status(&self.name).await?;
+            let busy: u32 = status.instances.iter().map(|i| i.in_flight).sum();
+            Ok((busy >= requests).then_some(()))
         })
         .await
     }

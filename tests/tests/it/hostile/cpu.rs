@@ -45,8 +45,10 @@ async fn a_loop_in_start_up_ends_with_its_cpu_time() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_loop_after_the_answer_ends_with_its_cpu_time() -> Result<()> {
     let arena = Arena::enter().await?;
-    let tame = arena.app("tame-swarm")?;
-    // Not shown without its limit: it would take a core for the ten minutes that are the widest limit.
+    let (wild, tame) = (arena.app("wild-swarm")?, arena.app("tame-swarm")?);
+    // Not for ever: it would take a core for the ten minutes that are the widest limit.
+    assert_eq!(wild.works("/spin-in-subtask?n=1000").await?, "spawned");
+    arena.admin.logged("wild-swarm", "spun 1000").await?;
     let answer = tame.get("/spin-in-subtask").await?;
     assert_eq!((answer.status, answer.text().as_str()), (200, "spawned\n"), "the answer had left");
     tame.logged(answer.header("x-request-id"), "limit cpu_ms").await?;

@@ -1,6 +1,6 @@
 //! Attacks on the host's memory by way of calls: handles without number, huge arguments.
 //!
-//! The bounds are per sandbox: 10,000 handles, 32 MiB per call, 1 MiB of random bytes. They are no settings,
+//! The bounds are per sandbox: 10,000 handles, 8 MiB per call, 1 MiB of random bytes. They are no settings,
 //! so each attack is first shown at half of its bound.
 
 use anyhow::Result;

@@ -1,9 +1,14 @@
 //! Attacks with WASI 0.3: subtasks, streams and futures without number, and tasks that outlive the answer.
 
-use anyhow::Result;
-use marcato_tests::tree_resident_bytes;
+use std::time::{Duration, Instant};
 
-use super::arena::Arena;
+use anyhow::Result;
+use marcato_api::Millis;
+use marcato_tests::{guest, tree_resident_bytes, until};
+
+use super::arena::{Arena, wild};
+
+const LONG: Duration = Duration::from_secs(20);
 
 /// Each subtask, stream and future is a handle; a sandbox may have 10,000. That is no setting, so the attack
 /// is first shown below it.
@@ -31,6 +36,18 @@ async fn fork_bombs_of_subtasks_trap_at_the_number_of_handles() -> Result<()> {
 async fn tasks_that_outlive_the_answer_end_with_the_requests_time() -> Result<()> {
     let arena = Arena::enter().await?;
     let tame = arena.app("tame-swarm")?;
+    // With more time than the other they are there when the other's have ended.
+    let patient = |c: &mut marcato_api::RevisionConfig| {
+        wild(c);
+        c.limits.time_ms = Millis::secs(12);
+    };
+    let patient = arena.deploy("patient-swarm", &guest("guest-swarm")?, patient).await?;
+    let begin = Instant::now();
+    assert_eq!(patient.works("/orphans?n=500").await?, "left 500");
+    until("the other's time", LONG, || async { Ok((begin.elapsed() > Duration::from_secs(4)).then_some(())) }).await?;
+    patient.busy(1).await?;
+    patient.idle().await?;
+    assert!(begin.elapsed() > Duration::from_secs(11), "{:?}", begin.elapsed());
     let answer = tame.get("/orphans?n=500").await?;
     assert_eq!(answer.text(), "left 500\n");
     tame.logged(answer.header("x-request-id"), "limit time_ms").await?;

@@ -50,13 +50,3 @@ async fn a_guest_that_waits_for_a_body_that_never_comes_ends_with_the_requests_t
     tame.idle().await?;
     arena.unharmed().await
 }
-
-/// What a guest can time others with. The finest step shows that a guest sees it; coarse clocks are a
-/// setting of the operator, see `docs/security.md`.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_clock_goes_forward_whatever_is_asked_of_it() -> Result<()> {
-    let arena = Arena::enter().await?;
-    let step: u64 = arena.wild()?.works("/clock?steps=200").await?.parse()?;
-    assert!(step > 0, "a step is no step back");
-    arena.unharmed().await
-}
