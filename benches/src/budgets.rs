@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result};
 
+use crate::fair::Beside;
 use crate::idle::Idle;
 use crate::rounds::Measured;
 use crate::table::Results;
@@ -128,7 +129,34 @@ pub fn judge(results: &Results<'_>) -> Vec<Budget> {
         Budget::of("`marcato up` at rest: under 80 MB RSS in all", idle, "left out"),
     ];
     budgets.extend(at_rest(results.idle));
+    budgets.extend(neighbours(results.fair));
     budgets
+}
+
+/// What hostile tenants may cost a neighbour.
+fn neighbours(fair: &[Beside]) -> Vec<Budget> {
+    let p99 = |name: &str| fair.iter().find(|b| b.name == name).map(|b| b.p99_us as f64);
+    let beside = |with: &str, without: &str| {
+        let (quiet, with, without) = (p99("nobody, on half of the cores")?, p99(with)?, p99(without)?);
+        let last = format!(
+            "{:.2} ({with:.0} us against {quiet:.0} us; without shares {:.2}, {without:.0} us)",
+            with / quiet,
+            without / quiet
+        );
+        Some((last, with <= 1.2 * quiet))
+    };
+    vec![
+        Budget::of(
+            "p99 beside 1,000 connections of spinning guests: at most 1.2 times that of a quiet host of the same share",
+            beside("spinning, with shares", "spinning, without shares"),
+            "left out",
+        ),
+        Budget::of(
+            "the same beside guests that allocate and free",
+            beside("allocating, with shares", "allocating, without shares"),
+            "left out",
+        ),
+    ]
 }
 
 /// What apps at rest may cost, and first requests.
@@ -187,7 +215,7 @@ mod tests {
     }
 
     fn results(measured: &[Measured]) -> Results<'_> {
-        Results { measured, moments: None, idle: None }
+        Results { measured, moments: None, idle: None, fair: &[] }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod budgets;
 mod closed_loop;
+mod fair;
 mod identity;
 mod idle;
 mod moments;
@@ -17,6 +18,7 @@ mod table;
 
 pub use budgets::{Budget, Verdict, judge, update};
 pub use closed_loop::{Round, run};
+pub use fair::{Beside, measure as measure_fairness};
 pub use idle::{Cold, Idle, Rest, measure as measure_idle};
 pub use moments::{Moments, measure as measure_moments};
 pub use plot::draw;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use marcato_benches::{
-    Marcato, Measured, Peers, Results, Shape, draw, health_session, measure, measure_idle, measure_moments, render,
-    update,
+    Marcato, Measured, Peers, Results, Shape, draw, health_session, measure, measure_fairness, measure_idle,
+    measure_moments, render, update,
 };
 
 /// Measures Marcato beside its peers.
@@ -61,8 +61,16 @@ async fn bench(arguments: &Arguments) -> Result<()> {
             None
         }
     };
+    eprintln!("bench: neighbours");
+    let fair = match measure_fairness(&arguments.guests, arguments.quick).await {
+        Ok(fair) => fair,
+        Err(error) => {
+            notes.push(format!("Neighbours are missing: {error:#}."));
+            Vec::new()
+        }
+    };
     notes.push("Spin is in no package registry that this run could use: no row.".into());
-    let results = Results { measured: &measured, moments: moments.as_ref(), idle: idle.as_ref() };
+    let results = Results { measured: &measured, moments: moments.as_ref(), idle: idle.as_ref(), fair: &fair };
     write(&arguments.output, &results, &notes, arguments.quick)
 }
 

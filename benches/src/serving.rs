@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use http::Method;
 use marcato_api::{Millis, headers};
-use marcato_tests::{Cluster, ClusterOptions, Deploy, Pid, Target, children, full};
+use marcato_tests::{Cluster, ClusterOptions, Deploy, Pid, Target, children, full, tree};
 
 use crate::subjects::Subject;
 
@@ -46,7 +46,7 @@ impl Marcato {
                 (headers::INSTANCE.to_owned(), instance),
                 (headers::REQUEST_ID.to_owned(), "bench".to_owned()),
             ],
-            servers: vec![host],
+            servers: tree(host),
         })
     }
 
@@ -57,7 +57,7 @@ impl Marcato {
             target: self.cluster.app(app)?,
             path: "/".into(),
             headers: Vec::new(),
-            servers: vec![self.cluster.router()?, self.cluster.host(1)?],
+            servers: [vec![self.cluster.router()?], tree(self.cluster.host(1)?)].concat(),
         })
     }
 }

@@ -1,5 +1,6 @@
 //! The report as Markdown.
 
+use crate::fair::Beside;
 use crate::idle::Idle;
 use crate::moments::Moments;
 use crate::rounds::Measured;
@@ -13,6 +14,8 @@ pub struct Results<'a> {
     pub moments: Option<&'a Moments>,
     /// Apps at rest, where they were measured.
     pub idle: Option<&'a Idle>,
+    /// An app beside others, where it was measured.
+    pub fair: &'a [Beside],
 }
 
 /// Renders the whole report.
@@ -59,8 +62,25 @@ pub fn render(machine: &str, results: &Results<'_>, notes: &[String]) -> String 
     if let Some(idle) = results.idle {
         text.push_str(&rest(idle));
     }
+    if !results.fair.is_empty() {
+        text.push_str(&beside(results.fair));
+    }
     for note in notes {
         text.push_str(&format!("\n{note}\n"));
+    }
+    text
+}
+
+fn beside(fair: &[Beside]) -> String {
+    let mut text =
+        "\n| a neighbour at 200 requests/s beside | p50 us | p99 us | slowest us | errors | answers to the others |\n\
+                    |---|---|---|---|---|---|\n"
+            .to_owned();
+    for b in fair {
+        text.push_str(&format!(
+            "| {} | {} | {} | {} | {} | {} |\n",
+            b.name, b.p50_us, b.p99_us, b.max_us, b.errors, b.hostile_answers
+        ));
     }
     text
 }

@@ -289,7 +289,7 @@ fn compile_child() {
 fn worker() {
     let prepared = crate::worker::Prepared::unconfined().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(crate::run_worker(prepared, Vec::new())).unwrap();
+    runtime.block_on(crate::run_worker(prepared, Vec::new(), true)).unwrap();
 }
 
 /// A worker whose memory is not what it says: as one that was taken over. It would live on.

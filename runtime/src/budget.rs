@@ -12,6 +12,7 @@ use marcato_api::{AppBudget, AppName};
 
 use crate::limits::{Limit, LimitCounters, MemoryTotal};
 use crate::logs::{AppRate, RATE_PER_SECOND, SandboxLog};
+use crate::share::Share;
 
 /// What a sandbox costs the host before it does anything: its store, contexts and two unfinished lines of log.
 pub(crate) const SANDBOX_COST: u64 = 48 << 10;
@@ -32,6 +33,8 @@ pub(crate) struct AppAccount {
     pub(crate) outbound: MemoryTotal,
     /// What its guests may log.
     pub(crate) log: Arc<AppRate>,
+    /// Its part of the CPU.
+    pub(crate) share: Arc<Share>,
     coarse_clocks: AtomicBool,
 }
 
@@ -42,6 +45,7 @@ impl AppAccount {
             buffers: MemoryTotal::new(u64::MAX),
             outbound: MemoryTotal::new(u64::MAX),
             log: Arc::default(),
+            share: Arc::new(Share::new(budget)),
             coarse_clocks: AtomicBool::new(false),
         };
         account.set(budget);
@@ -54,6 +58,7 @@ impl AppAccount {
         self.buffers.set_limit(budget.app_buffer_bytes.0);
         self.outbound.set_limit(budget.outbound_in_flight.unwrap_or(OUTBOUND_IN_FLIGHT).into());
         self.log.set(budget.log_bytes_per_s.map_or(RATE_PER_SECOND, |b| b.0));
+        self.share.set(budget);
         self.coarse_clocks.store(budget.coarse_clocks, Ordering::Relaxed);
     }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use marcato_api::{AppBudget, AppName, Bytes, InstanceId, Millis, RevisionConfig, RevisionNumber};
+use tokio::runtime::Handle;
 
 use crate::cache::CodeSource;
 use crate::egress::Dialer;
@@ -22,6 +23,10 @@ pub struct RuntimeConfig {
     pub dialer: Arc<dyn Dialer>,
     /// Authorities (PEM) that guests' outbound HTTPS trusts beside the public ones: those of a private cloud.
     pub outbound_ca_pem: Option<Vec<u8>>,
+    /// The threads that carry connections, a runtime each; as many more run guests that compute for long.
+    pub threads: Vec<Handle>,
+    /// Apps share the CPU by their weights; else guests run as they come.
+    pub cpu_shares: bool,
 }
 
 impl std::fmt::Debug for RuntimeConfig {

@@ -3,14 +3,13 @@
 //! Owns: which sandbox takes a request, and when a shared one ends. Does not own: making a sandbox (`sandbox`) nor
 //! admission (`instance`). Flow: instance -> here -> guest; one task per shared sandbox drives it.
 
-use std::pin::pin;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use wasmtime::component::Accessor;
 use wasmtime_wasi_http::WasiBody;
 use wasmtime_wasi_http::p3::bindings::Service;
@@ -20,6 +19,7 @@ use crate::invoke::{self, AnswerSender, Failure};
 use crate::limits::CpuMeter;
 use crate::logs::SandboxLog;
 use crate::sandbox::{Host, Proxy};
+use crate::share::Task;
 
 type Outcome = Result<(), Failure>;
 
@@ -45,6 +45,8 @@ struct State {
     retired: AtomicBool,
     /// A client gave up on it: what that request does has no end of its own.
     abandoned: AtomicBool,
+    /// A client that gave up left.
+    left: Notify,
     /// Why it failed, for all that were in it.
     failure: watch::Sender<Option<Failure>>,
 }
@@ -67,6 +69,9 @@ impl Drop for Place {
             self.state.retired.store(true, Ordering::SeqCst);
         }
         self.state.active.fetch_sub(1, Ordering::SeqCst);
+        if self.state.is_forsaken() {
+            self.state.left.notify_one();
+        }
     }
 }
 
@@ -131,6 +136,7 @@ impl Crowd {
             taken: AtomicU32::new(0),
             retired: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
+            left: Notify::new(),
             failure: watch::Sender::new(None),
         });
         inner.afterwork.spawn(run(Arc::clone(inner), Arc::clone(&state), queue));
@@ -158,6 +164,13 @@ impl State {
         self.abandoned.load(Ordering::SeqCst) && self.active.load(Ordering::SeqCst) == 0
     }
 
+    /// Resolves when nobody waits for it and it would not end by itself.
+    async fn forsaken(&self) {
+        while !self.is_forsaken() {
+            self.left.notified().await;
+        }
+    }
+
     async fn why(&self) -> Failure {
         let mut failure = self.failure.subscribe();
         let known = failure.wait_for(Option::is_some).await.ok().and_then(|f| f.clone());
@@ -169,17 +182,19 @@ impl State {
 async fn run(inner: Arc<Inner>, state: Arc<State>, mut jobs: mpsc::Receiver<Job>) {
     let meter = Arc::new(CpuMeter::default());
     let log = Arc::new(SandboxLog::new(Arc::clone(&inner.log)));
-    let mut life = pin!(live(&inner, &state, &mut jobs, &meter, &log));
-    let mut counted_ns = 0;
-    let result = std::future::poll_fn(|cx| {
-        let polled = meter.poll(|| life.as_mut().poll(cx));
-        let used = meter.used_ns();
-        inner.counters.cpu_ns.fetch_add(used - counted_ns, Ordering::Relaxed);
-        counted_ns = used;
-        // A guest that loops lets nothing within run: what ends it has to be out here.
-        if polled.is_pending() && state.is_forsaken() { Poll::Ready(Ok(())) } else { polled }
-    })
-    .await;
+    let payer = invoke::payer(&inner, &meter);
+    let life = {
+        let (inner, state, log) = (Arc::clone(&inner), Arc::clone(&state), Arc::clone(&log));
+        async move { live(&inner, &state, &mut jobs, &meter, &log).await }
+    };
+    let mut life = Task::new(payer, life);
+    let ended = poll_fn(|cx| life.poll(cx).map(|result| result.unwrap_or_else(|lost| Err(lost.into()))));
+    // A guest that loops lets nothing within run: what ends it has to be out here.
+    let result = tokio::select! {
+        result = ended => result,
+        () = state.forsaken() => Ok(()),
+    };
+    drop(life);
     state.retired.store(true, Ordering::SeqCst);
     log.flush();
     let ended = || Failure::guest("the guest's sandbox ended before it answered".into());
@@ -231,7 +246,7 @@ async fn live(
             while let Some(served) = running.next().await {
                 served?;
             }
-            let rest = std::future::poll_fn(|cx| accessor.poll_no_interesting_tasks(cx));
+            let rest = poll_fn(|cx| accessor.poll_no_interesting_tasks(cx));
             // What a guest does after its last response has the time of a request.
             let _ = tokio::time::timeout(afterwards, rest).await;
             wasmtime::Result::Ok(())

@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use marcato_api::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -17,13 +17,14 @@ use crate::code_memory::FromFile;
 use crate::config::PoolConfig;
 use crate::error::RuntimeError;
 use crate::link::INTERFACES;
+use crate::share::Shares;
 use crate::totals::HostTotals;
 
 /// How often running guests are interrupted: to look at their CPU budget and to let others run.
-pub(crate) const TICK: Duration = Duration::from_millis(5);
+const TICK: Duration = Duration::from_millis(2);
 
-/// Ticks without a live sandbox after which the ticker sleeps until there is one.
-const IDLE_TICKS: u32 = 200;
+/// Time without a live sandbox after which the ticker sleeps until there is one.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// Core instances, memories and tables that a component may be made of.
 pub(crate) const CORE_INSTANCES: u32 = 64;
@@ -99,6 +100,7 @@ pub(crate) fn code_config(dialect: Dialect) -> Config {
 pub(crate) struct Machine {
     pub(crate) engines: Engines,
     pub(crate) totals: Arc<HostTotals>,
+    pub(crate) shares: Shares,
     ticker: Arc<Ticker>,
     thread: Option<JoinHandle<()>>,
 }
@@ -110,7 +112,7 @@ struct Ticker {
 }
 
 impl Machine {
-    pub(crate) fn new(pool: &PoolConfig) -> Result<Self, RuntimeError> {
+    pub(crate) fn new(pool: &PoolConfig, shares: Shares) -> Result<Self, RuntimeError> {
         check(pool)?;
         let unavailable =
             |e: wasmtime::Error| RuntimeError::Pool { sandboxes: pool.sandboxes, reason: format!("{e:#}") };
@@ -132,10 +134,11 @@ impl Machine {
             .name("marcato-epoch".into())
             .spawn({
                 let (engines, totals, ticker) = (engines.clone(), Arc::clone(&totals), Arc::clone(&ticker));
-                move || ticker.run(&engines, &totals)
+                let shares = shares.clone();
+                move || ticker.run(&engines, &totals, &shares)
             })
             .map_err(|e| unavailable(e.into()))?;
-        Ok(Self { engines, totals, ticker, thread: Some(thread) })
+        Ok(Self { engines, totals, shares, ticker, thread: Some(thread) })
     }
 
     /// Counts a new sandbox; the ticker runs while there is one. False: there are as many as there may be.
@@ -168,19 +171,27 @@ impl Drop for Machine {
 }
 
 impl Ticker {
-    fn run(&self, engines: &Engines, totals: &HostTotals) {
-        let mut idle = 0;
+    fn run(&self, engines: &Engines, totals: &HostTotals, shares: &Shares) {
+        let mut last = Instant::now();
+        let mut busy_at = last;
         while !self.stop.load(Ordering::SeqCst) {
             std::thread::sleep(TICK);
             engines.increment_epoch();
-            idle = if totals.sandboxes.load(Ordering::SeqCst) == 0 { idle + 1 } else { 0 };
-            if idle > IDLE_TICKS {
+            let now = Instant::now();
+            let waits = shares.balance(now - last);
+            last = now;
+            if waits || totals.sandboxes.load(Ordering::SeqCst) > 0 {
+                busy_at = now;
+            }
+            // By then no app is behind: none has used anything for as long.
+            if now - busy_at > IDLE + TICK * 2 {
                 self.parked.store(true, Ordering::SeqCst);
                 if totals.sandboxes.load(Ordering::SeqCst) == 0 && !self.stop.load(Ordering::SeqCst) {
                     std::thread::park();
                 }
                 self.parked.store(false, Ordering::SeqCst);
-                idle = 0;
+                last = Instant::now();
+                busy_at = last;
             }
         }
     }

@@ -25,6 +25,9 @@ pub enum RuntimeError {
         /// Why, in wasmtime's words.
         reason: String,
     },
+    /// The threads for guests that compute cannot be started.
+    #[error("the threads for guests that compute cannot be started")]
+    Lane(#[source] std::io::Error),
     /// A number of the pool's configuration is out of its range.
     #[error("pool.{field}: {value} is not within {min} to {max}")]
     PoolConfig {

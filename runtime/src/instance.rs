@@ -46,7 +46,7 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let zero = || AtomicU64::new(0);
         Self {
             requests: zero(),
@@ -105,7 +105,7 @@ pub(crate) struct Inner {
     pub(crate) account: Arc<AppAccount>,
     pub(crate) limits: Arc<LimitCounters>,
     pub(crate) log: Arc<InstanceLog>,
-    pub(crate) counters: Counters,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) crowd: Crowd,
     /// Guests that work on after their response; each is bounded by its request's deadline.
     pub(crate) afterwork: TaskTracker,
@@ -123,7 +123,7 @@ impl std::fmt::Debug for Instance {
     }
 }
 
-/// A place among the requests in flight, until dropped.
+/// A place among the requests in flight, until dropped by whoever answers and by the sandbox.
 pub(crate) struct Ticket {
     inner: Arc<Inner>,
     _place: OwnedSemaphorePermit,
@@ -172,7 +172,7 @@ impl Instance {
             log: Arc::new(InstanceLog::new(logs, Arc::clone(&account.log), Arc::clone(&limits))),
             account,
             limits,
-            counters: Counters::new(),
+            counters: Arc::new(Counters::new()),
             crowd: Crowd::default(),
             afterwork: TaskTracker::new(),
             places: Arc::new(Semaphore::new(config.concurrency as usize)),
@@ -203,7 +203,7 @@ impl Instance {
         let ticket = inner.admit(times.deadline, request.headers()).await?;
         let mut started = Started { counters: &inner.counters, head: Some(accounting::request_head(&request)) };
         let request = request.map(|body| accounting::upload(body, inner));
-        let result = invoke::handle(inner, ticket, times, request).await;
+        let result = invoke::handle(inner, Arc::new(ticket), times, request).await;
         match &result {
             Ok(response) => {
                 inner.counters.bytes_out.fetch_add(accounting::response_head(response), Ordering::Relaxed);

@@ -2,7 +2,8 @@
 //!
 //! The sandbox runs inside the future that asks for its answer: in [`handle`] until the head of the
 //! response is there, then within the response's body. No task is spawned and nothing is handed
-//! between threads, and whoever drops the future or the body ends the sandbox.
+//! between threads, unless it computes for long or its app uses more than its share (`share`). Whoever
+//! drops the future or the body ends the sandbox.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::instance::{Inner, Ticket};
 use crate::limits::{CpuMeter, Limit};
 use crate::logs::SandboxLog;
 use crate::sandbox::{Host, NoSandbox, Pre, Proxy, Sandbox};
+use crate::share::{Lost, Payer, Task};
 use crate::usage;
 
 /// The head of a guest's answer; an error is what the guest said went wrong.
@@ -132,7 +134,13 @@ impl Times {
     }
 }
 
-type Work = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+/// What a request waits for.
+enum Work {
+    /// A sandbox of its own.
+    Own(Task<Result<(), Failure>>),
+    /// A sandbox that others are in too, which has a task of its own.
+    Shared(BoxFuture<'static, Result<(), Failure>>),
+}
 
 /// A sandbox at work on one request. Dropping it ends the sandbox.
 pub(crate) struct Running {
@@ -142,15 +150,15 @@ pub(crate) struct Running {
     used_before_ns: u64,
     /// Tells a shared sandbox that the response is out.
     finished: Option<Arc<AtomicBool>>,
-    _ticket: Ticket,
+    _ticket: Arc<Ticket>,
 }
 
 impl Running {
-    fn new(inner: &Arc<Inner>, ticket: Ticket, request: http::Request<WasiBody>, answer: AnswerSender) -> Self {
+    fn new(inner: &Arc<Inner>, ticket: Arc<Ticket>, request: http::Request<WasiBody>, answer: AnswerSender) -> Self {
         if crowd::is_shared(inner) {
             let (work, finished) = inner.crowd.enter(inner, request, answer);
             let (inner, meter) = (Arc::clone(inner), Arc::default());
-            let work: Option<Work> = Some(Box::pin(work));
+            let work = Some(Work::Shared(Box::pin(work)));
             return Self { inner, work, meter, used_before_ns: 0, finished: Some(finished), _ticket: ticket };
         }
         let id: Arc<str> = request_id(request.headers()).into();
@@ -164,15 +172,25 @@ impl Running {
         };
         log.begin(id);
         meter.grant(inner.config.limits.cpu_ms.0.saturating_mul(1_000_000));
-        let work = Box::pin(work(Arc::clone(inner), idle, Arc::clone(&meter), log, request, answer));
-        let used_before_ns = meter.used_ns();
-        Self { inner: Arc::clone(inner), work: Some(work), meter, used_before_ns, finished: None, _ticket: ticket }
+        let work = work(Arc::clone(inner), idle, Arc::clone(&meter), log, request, answer);
+        // A sandbox that ends on another thread is in flight until it has.
+        let held = Arc::clone(&ticket);
+        let task = Task::new(payer(inner, &meter), async move {
+            let result = work.await;
+            drop(held);
+            result
+        });
+        let (used_before_ns, work) = (meter.used_ns(), Some(Work::Own(task)));
+        Self { inner: Arc::clone(inner), work, meter, used_before_ns, finished: None, _ticket: ticket }
     }
 
     /// Lets the sandbox run. Ready when it is done with the request; then it is gone or kept for another.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        let Some(work) = &mut self.work else { return Poll::Ready(Ok(())) };
-        let result = self.meter.poll(|| work.as_mut().poll(cx));
+        let result = match &mut self.work {
+            Some(Work::Own(task)) => task.poll(cx).map(|result| result.unwrap_or_else(|lost| Err(lost.into()))),
+            Some(Work::Shared(work)) => work.as_mut().poll(cx),
+            None => return Poll::Ready(Ok(())),
+        };
         if result.is_ready() {
             self.work = None;
         }
@@ -201,8 +219,23 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         let used = self.meter.used_ns().saturating_sub(self.used_before_ns);
-        self.inner.counters.cpu_ns.fetch_add(used, Ordering::Relaxed);
         self.inner.limits.peak(Limit::CpuMs, used / 1_000_000);
+    }
+}
+
+/// Who pays for the CPU time of a sandbox.
+pub(crate) fn payer(inner: &Inner, meter: &Arc<CpuMeter>) -> Payer {
+    Payer {
+        shares: inner.machine.shares.clone(),
+        share: Arc::clone(&inner.account.share),
+        meter: Arc::clone(meter),
+        counters: Arc::clone(&inner.counters),
+    }
+}
+
+impl From<Lost> for Failure {
+    fn from(lost: Lost) -> Self {
+        Self::guest(format!("{lost}: {}", lost.0))
     }
 }
 
@@ -226,7 +259,7 @@ pub(crate) fn record(inner: &Inner, request_id: &str, failure: Failure) -> Invok
 /// Runs the request until the head of its response is there.
 pub(crate) async fn handle(
     inner: &Arc<Inner>,
-    ticket: Ticket,
+    ticket: Arc<Ticket>,
     times: Times,
     request: http::Request<RequestBody>,
 ) -> Result<http::Response<ResponseBody>, InvokeError> {

@@ -30,6 +30,7 @@ mod module;
 mod runtime;
 mod sandbox;
 mod services;
+mod share;
 mod totals;
 mod usage;
 

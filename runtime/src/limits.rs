@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use marcato_api::LimitScope;
 use nix::time::{ClockId, clock_gettime};
 use wasmtime::ResourceLimiter;
 
 use crate::budget::AppAccount;
-use crate::engine::{CORE_INSTANCES, MEMORIES, TABLES, TICK};
+use crate::engine::{CORE_INSTANCES, MEMORIES, TABLES};
 use crate::totals::HostTotals;
 
 /// Elements that all tables of a sandbox may have.
@@ -79,6 +80,8 @@ limits! {
     /// Tasks, streams and host calls that wait, in a component of WASI 0.3.
     PendingCalls = "pending_calls", Sandbox, Fixed;
     CpuMs = "cpu_ms", Request, Manifest;
+    /// CPU of all the app's guests, in thousandths of a core.
+    CpuCapMillis = "cpu_cap_millis", App, Operator;
     TimeMs = "time_ms", Request, Manifest;
     FirstByteMs = "first_byte_ms", Request, Manifest;
     IdleMs = "idle_ms", Request, Manifest;
@@ -313,6 +316,9 @@ fn thread_cpu_ns() -> u64 {
     })
 }
 
+/// A turn that lasted so long is over at the next interruption.
+pub(crate) const TURN: Duration = Duration::from_millis(1);
+
 /// How a sandbox stands when it is interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
@@ -344,13 +350,14 @@ impl CpuMeter {
         self.stop_at_ns.store(used.saturating_add(budget_ns), Ordering::Relaxed);
     }
 
-    /// Runs one poll of the sandbox's future.
-    pub(crate) fn poll<R>(&self, poll: impl FnOnce() -> R) -> R {
+    /// Runs one poll of the sandbox's future; says how long it took.
+    pub(crate) fn poll<R>(&self, poll: impl FnOnce() -> R) -> (R, u64) {
         let began = thread_cpu_ns();
         self.poll_began_ns.store(began, Ordering::Relaxed);
         let result = poll();
-        self.used_ns.fetch_add(thread_cpu_ns().saturating_sub(began), Ordering::Relaxed);
-        result
+        let ns = thread_cpu_ns().saturating_sub(began);
+        self.used_ns.fetch_add(ns, Ordering::Relaxed);
+        (result, ns)
     }
 
     /// How far the present turn has come; call it within a poll.
@@ -360,7 +367,7 @@ impl CpuMeter {
         if used >= self.stop_at_ns.load(Ordering::Relaxed) {
             self.exhausted.store(true, Ordering::Relaxed);
             Turn::Exhausted
-        } else if u128::from(poll) < TICK.as_nanos() {
+        } else if u128::from(poll) < TURN.as_nanos() {
             Turn::Short
         } else {
             Turn::Long

@@ -16,6 +16,7 @@ use crate::engine::Machine;
 use crate::error::{LoadError, RuntimeError, StartError};
 use crate::instance::Instance;
 use crate::link::Linkers;
+use crate::share::Shares;
 use crate::totals::{Lease, LeaseUsed};
 
 /// The sandbox runtime of a process. Cheap to clone.
@@ -40,7 +41,7 @@ impl Runtime {
     /// used.
     pub fn new(config: RuntimeConfig) -> Result<Self, RuntimeError> {
         let network = Network::new(config.dialer, config.outbound_ca_pem.as_deref())?;
-        let machine = Machine::new(&config.pool)?;
+        let machine = Machine::new(&config.pool, Shares::new(config.threads, config.cpu_shares)?)?;
         let linkers = Arc::new(Linkers::new(&machine.engines)?);
         let policy = Policy { memory: config.pool.code_memory, idle: Duration::from(config.pool.code_idle_ms) };
         let shelf = CodeShelf::new(linkers, config.code, policy);

@@ -36,6 +36,7 @@ pub(crate) fn limit(limit: Limit, config: &RevisionConfig, app: &AppAccount, hos
         Limit::ResourceHandles => HANDLES as u64,
         Limit::PendingCalls => PENDING_CALLS as u64,
         Limit::CpuMs => limits.cpu_ms.0,
+        Limit::CpuCapMillis => app.share.cap_millis().map_or(u64::MAX, u64::from),
         Limit::TimeMs => limits.time_ms.0,
         Limit::FirstByteMs => limits.first_byte_ms.0,
         Limit::IdleMs => limits.idle_ms.0,
@@ -105,10 +106,17 @@ fn peak(inner: &Inner, limit: Limit) -> u64 {
     }
 }
 
+fn fired(inner: &Inner, limit: Limit) -> u64 {
+    match limit {
+        Limit::CpuCapMillis => inner.account.share.times_capped(),
+        _ => inner.limits.fired(limit),
+    }
+}
+
 /// The limits of an instance that were used or fired.
 pub(crate) fn of(inner: &Inner) -> Vec<LimitUsage> {
     let usage = |of: Limit| {
-        let (used, fired) = (used(inner, of), inner.limits.fired(of));
+        let (used, fired) = (used(inner, of), fired(inner, of));
         let peak = peak(inner, of).max(used);
         (peak > 0 || fired > 0).then(|| LimitUsage {
             name: of.name().into(),

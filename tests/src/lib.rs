@@ -18,8 +18,8 @@ pub use client::{Answer, Connection, RequestBody, Socket, Target, empty, full, t
 pub use cluster::{Cluster, ClusterOptions, Endpoints, guest, guest_if_built, marcato};
 pub use load::{Failure, Load, LoadReport};
 pub use process::{
-    Pid, children, cpu_micros, end, hang_up, is_alive, kill_now, resident_bytes, stop_and_continue, tree,
-    tree_resident_bytes,
+    Pid, children, cpu_micros, end, hang_up, is_alive, keep_to_cores, kill_now, resident_bytes, stop_and_continue,
+    tree, tree_resident_bytes,
 };
 pub use soak::{Held, Sample, SoakReport, soak};
 pub use wait::until;

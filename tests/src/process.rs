@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{Signal, kill};
 pub use nix::unistd::Pid;
 
@@ -109,6 +110,20 @@ pub fn stop_and_continue(pid: Pid) -> Result<impl Drop> {
     }
     kill(pid, Signal::SIGSTOP)?;
     Ok(Stopped(pid))
+}
+
+/// Keeps processes that this test started, with all their threads, to the first so many cores.
+pub fn keep_to_cores(pids: &[Pid], cores: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    (0..cores).try_for_each(|core| set.set(core))?;
+    for pid in pids {
+        let threads = fs::read_dir(format!("/proc/{pid}/task"))?;
+        for thread in threads.filter_map(|t| t.ok()?.file_name().to_str()?.parse().ok()) {
+            // A thread may have ended meanwhile.
+            let _ = sched_setaffinity(Pid::from_raw(thread), &set);
+        }
+    }
+    Ok(())
 }
 
 /// SIGTERM to `root`, then SIGKILL to what is left of its tree after `bound`. Only for own children.

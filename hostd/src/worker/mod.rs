@@ -138,8 +138,9 @@ fn take(number: i32) -> Result<OwnedFd, WorkerError> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Runs a worker until the daemon stops it or is gone. `threads` carry requests.
-pub async fn run(prepared: Prepared, threads: Vec<Handle>) -> Result<(), WorkerError> {
+/// Runs a worker until the daemon stops it or is gone. `threads` carry requests; `cpu_shares`: apps share the CPU by
+/// their weights.
+pub async fn run(prepared: Prepared, threads: Vec<Handle>, cpu_shares: bool) -> Result<(), WorkerError> {
     let unconfined = prepared.is_unconfined();
     let Prepared { channel, sockets, ingress, code_dir, setup, plan, mut confinement } = prepared;
     channel.set_nonblocking(true).map_err(WorkerError::Channel)?;
@@ -175,6 +176,8 @@ pub async fn run(prepared: Prepared, threads: Vec<Handle>) -> Result<(), WorkerE
         code: Arc::new(HostCode { peer: worker.peer.clone(), dir: code_dir }),
         dialer: Arc::new(HostDialer::new(worker.peer.clone(), sockets)),
         outbound_ca_pem: setup.outbound_ca_pem.map(String::into_bytes),
+        threads: threads.clone(),
+        cpu_shares,
     })?;
     let lease = Arc::new(WorkerLease::new(runtime.clone(), setup.lease));
     let instances = Arc::new(Instances::new(runtime, worker.peer.clone(), logs, Arc::clone(&lease)));

@@ -57,7 +57,7 @@ fn compiler_process() {
 
 fn runtime_config(pool: PoolConfig, cache: CodeCache) -> RuntimeConfig {
     let dialer = Arc::new(NetworkDialer { allow_private: false });
-    RuntimeConfig { pool, code: Arc::new(cache), dialer, outbound_ca_pem: None }
+    RuntimeConfig { pool, code: Arc::new(cache), dialer, outbound_ca_pem: None, threads: Vec::new(), cpu_shares: true }
 }
 
 impl Fixture {

@@ -61,16 +61,22 @@ pub(crate) struct HostdArgs {
     /// Refuse to run apps where the kernel does not have all that confines their processes
     #[arg(long)]
     require_confinement: bool,
+    /// Let guests run as they come, whatever their apps' shares of the CPU: for comparison
+    #[arg(long)]
+    no_cpu_shares: bool,
     /// Threads of each worker that carry requests; absent: one per core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 }
 
 /// What a worker gets of this environment: how it logs, and its threads.
-fn worker_env(threads: Option<u16>) -> Vec<(OsString, OsString)> {
+fn worker_env(threads: Option<u16>, cpu_shares: bool) -> Vec<(OsString, OsString)> {
     let own = [logging::NAME_VAR, logging::FILTER_VAR];
     let mut env: Vec<_> = own.into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect();
     env.extend(threads.map(|n| (worker::THREADS_VAR.into(), n.to_string().into())));
+    if !cpu_shares {
+        env.push((worker::NO_CPU_SHARES_VAR.into(), "1".into()));
+    }
     env
 }
 
@@ -119,7 +125,11 @@ pub(crate) fn run(args: HostdArgs) -> Result<()> {
         compiler: CompilerCommand::new(program.clone(), compile),
         allow_private_egress: args.allow_private_egress,
         outbound_ca_file: args.outbound_ca,
-        worker: WorkerCommand { program, args: vec!["worker".into()], env: worker_env(args.threads) },
+        worker: WorkerCommand {
+            program,
+            args: vec!["worker".into()],
+            env: worker_env(args.threads, !args.no_cpu_shares),
+        },
         require_confinement: args.require_confinement,
     };
     runtime::server("hostd")?.block_on(signals::until_stopped(|token| marcato_hostd::run(config, token)))

@@ -7,6 +7,9 @@ use super::{logging, runtime};
 /// How many threads carry requests; absent: one per core.
 pub(crate) const THREADS_VAR: &str = "MARCATO_WORKER_THREADS";
 
+/// Set: guests run as they come.
+pub(crate) const NO_CPU_SHARES_VAR: &str = "MARCATO_WORKER_NO_CPU_SHARES";
+
 pub(crate) fn run() -> Result<()> {
     let threads = match std::env::var(THREADS_VAR) {
         Ok(text) => Some(text.parse().with_context(|| format!("{THREADS_VAR}={text:?} is not a number"))?),
@@ -16,6 +19,7 @@ pub(crate) fn run() -> Result<()> {
     let prepared = marcato_hostd::prepare_worker()?;
     let _log = logging::init("info");
     let threads = runtime::Workers::start("worker", threads)?;
-    runtime::client()?.block_on(marcato_hostd::run_worker(prepared, threads.handles()))?;
+    let cpu_shares = std::env::var_os(NO_CPU_SHARES_VAR).is_none();
+    runtime::client()?.block_on(marcato_hostd::run_worker(prepared, threads.handles(), cpu_shares))?;
     Ok(())
 }

@@ -64,6 +64,7 @@ impl Watched {
 /// What guests may do on a host, and what must hold them.
 pub(super) struct Guests {
     pub(super) require_confinement: bool,
+    pub(super) cpu_shares: bool,
     pub(super) allow_private: bool,
     pub(super) ca: Option<PathBuf>,
 }
@@ -110,6 +111,9 @@ impl Spec {
         fixed.extend(flag("--memory", format!("{}B", memory.0)));
         if guests.require_confinement {
             fixed.push("--require-confinement".into());
+        }
+        if !guests.cpu_shares {
+            fixed.push("--no-cpu-shares".into());
         }
         if guests.allow_private {
             fixed.push("--allow-private-egress".into());

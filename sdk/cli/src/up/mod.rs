@@ -62,6 +62,9 @@ pub(crate) struct UpArgs {
     /// Refuse to run apps where the kernel does not have all that confines their processes
     #[arg(long)]
     require_confinement: bool,
+    /// Let guests run as they come, whatever their apps' shares of the CPU: for comparison
+    #[arg(long)]
+    no_cpu_shares: bool,
     /// Authorities (PEM) that guests' outbound HTTPS trusts beside the public ones
     #[arg(long, value_name = "FILE")]
     outbound_ca: Option<PathBuf>,
@@ -119,6 +122,7 @@ async fn supervise(args: &UpArgs, data: &DataDir, listeners: Listeners, out: Out
         let state = watch(sockets.id.to_string());
         let guests = Guests {
             require_confinement: args.require_confinement,
+            cpu_shares: !args.no_cpu_shares,
             allow_private: args.allow_private_egress,
             ca: outbound_ca.clone(),
         };
