@@ -3,6 +3,7 @@
 mod budgets;
 mod code;
 mod commands;
+mod fuzz;
 mod guests;
 
 use std::io::Write as _;
