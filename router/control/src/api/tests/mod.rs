@@ -1,6 +1,7 @@
 //! The admin API over real TLS: who is let in, what is refused and how, and what is left in the log.
 
 mod cluster;
+mod fuzz;
 mod hosts;
 mod policies;
 
