@@ -217,6 +217,9 @@ fn unseal(key: &SealKey, bytes: &[u8]) -> Result<HostConfig, Damage> {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use marcato_api::{HostAddress, HostId, Peer};

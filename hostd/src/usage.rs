@@ -61,6 +61,9 @@ pub enum UsageError {
     /// The file is another program's or a newer release's.
     #[error("the usage ledger is not one of this release: {0}")]
     Foreign(String),
+    /// The file holds what was never written.
+    #[error("the usage ledger is damaged: {0}")]
+    Damaged(&'static str),
 }
 
 type Key = (i64, AppName, OrgName);
@@ -140,7 +143,7 @@ impl UsageLedger {
                 pending.entry(key).or_default().add(&delta);
             }
         }
-        Ok(written?)
+        written
     }
 
     /// Flushes each second, forgets old hours, and flushes once more at the end. `measure` is awaited before each
@@ -222,11 +225,12 @@ fn make(file: &mut Connection) -> Result<(), UsageError> {
     Ok(txn.commit()?)
 }
 
-fn write(file: &mut Connection, taken: &HashMap<Key, UsageDelta>) -> rusqlite::Result<()> {
+fn write(file: &mut Connection, taken: &HashMap<Key, UsageDelta>) -> Result<(), UsageError> {
     let txn = file.transaction()?;
     let mut change: i64 = txn.query_row("SELECT change FROM ledger", [], |r| r.get(0))?;
     for ((hour, app, org), delta) in taken {
-        change += 1;
+        // Nobody lives to count so far: a number at the end of its range is one that was not counted.
+        change = change.checked_add(1).ok_or(UsageError::Damaged("its change number is at the end of its range"))?;
         let mut total = total_of(&txn, *hour, app, org)?;
         total.add(delta);
         txn.prepare_cached(
@@ -247,7 +251,7 @@ fn write(file: &mut Connection, taken: &HashMap<Key, UsageDelta>) -> rusqlite::R
         ])?;
     }
     txn.execute("UPDATE ledger SET change = ?1", [change])?;
-    txn.commit()
+    Ok(txn.commit()?)
 }
 
 fn total_of(txn: &Transaction<'_>, hour: i64, app: &AppName, org: &OrgName) -> rusqlite::Result<UsageDelta> {
@@ -267,6 +271,9 @@ fn total_of(txn: &Transaction<'_>, hour: i64, app: &AppName, org: &OrgName) -> r
     });
     Ok(found.optional()?.unwrap_or_default())
 }
+
+#[cfg(test)]
+mod fuzz;
 
 #[cfg(test)]
 mod tests {
@@ -315,6 +322,20 @@ mod tests {
         assert_eq!(ledger.page(UsageCursor::START, 1_000).unwrap(), before, "it is the same ledger");
         let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    /// Found by the fuzz target: it went on below zero, where no reader looks.
+    #[test]
+    fn a_change_number_at_its_end_is_damage_and_nothing_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("usage.sqlite");
+        let ledger = UsageLedger::open(&path).unwrap();
+        lock(&ledger.0.file).execute("UPDATE ledger SET change = ?1", [i64::MAX]).unwrap();
+        ledger.record(&app("a"), &org(), used(2), at(7));
+        assert!(matches!(ledger.flush(), Err(UsageError::Damaged(_))));
+        lock(&ledger.0.file).execute("UPDATE ledger SET change = 0", []).unwrap();
+        ledger.flush().unwrap();
+        assert_eq!(all(&ledger), [("a".into(), 7, 2)]);
     }
 
     #[test]

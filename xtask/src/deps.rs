@@ -16,6 +16,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("marcato-client", &["marcato-api"]),
     ("marcato-socket", &[]),
     ("marcato-guest", &[]),
+    ("marcato-fuzz", &[]),
     ("hello", &["marcato-guest"]),
     ("health", &["marcato-guest"]),
     ("guest-behaviour", &["marcato-guest"]),

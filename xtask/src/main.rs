@@ -7,6 +7,7 @@
 mod bench;
 mod debian;
 mod deps;
+mod fuzz;
 mod guests;
 mod house;
 mod javascript;
@@ -56,6 +57,20 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Fuzz for longer than the tests do: every target, or those with TARGET in their names.
+    Fuzz {
+        /// Part of a target's name; `--list` shows them.
+        target: Option<String>,
+        /// How long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Let libFuzzer choose the inputs by what they cover (installs cargo-bolero into target/tools, builds anew).
+        #[arg(long)]
+        coverage: bool,
+        /// Only name the targets.
+        #[arg(long)]
+        list: bool,
+    },
     /// Ask a cluster of this build for a million things, good and hostile; print what its processes held.
     Soak {
         /// Passed on to `marcato-soak` (for example `-- --requests 20000`).
@@ -71,6 +86,7 @@ fn main() -> ExitCode {
         Verb::Guests => guests::build().map(|built| guests::print(&built)),
         Verb::Deps => deps::check().and_then(|()| house::check()).and_then(|()| promises::check()),
         Verb::Bench { args } => bench::bench(&args),
+        Verb::Fuzz { target, seconds, coverage, list } => fuzz::fuzz(&fuzz::Wish { target, seconds, coverage, list }),
         Verb::Soak { args } => soak::soak(&args),
     };
     match result {

@@ -226,4 +226,6 @@ impl Direction for Asks {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -65,4 +65,6 @@ impl Handler for Control {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -102,7 +102,8 @@ fn parse(text: &[u8]) -> Result<Head, String> {
     let status = match (status, location) {
         (Some(status), _) => status,
         (None, Some(path)) if path.starts_with('/') && !path.starts_with("//") && headers.len() == 1 => {
-            let uri = path.parse().map_err(|e| format!("the command's Location {path:?} is no path: {e}"))?;
+            let no_path = |e| format!("the command's Location {:?} is no path: {e}", shown(path.as_bytes()));
+            let uri = path.parse().map_err(no_path)?;
             return Ok(Head::Local(uri));
         }
         (None, Some(_)) => StatusCode::FOUND,
@@ -110,6 +111,9 @@ fn parse(text: &[u8]) -> Result<Head, String> {
     };
     Ok(Head::Answer(status, headers))
 }
+
+#[cfg(test)]
+mod fuzz;
 
 #[cfg(test)]
 mod tests {
@@ -191,6 +195,9 @@ mod tests {
             assert!(said.contains(why), "{text:?}: {said}");
         }
         assert!(head(&"x".repeat(BYTES + 1)).expect_err("too long").contains("longer"));
+        // Found by the fuzz target: all of it was in the message.
+        let said = head(&format!("Location: /a {}\n\n", "b".repeat(BYTES / 2))).expect_err("no path");
+        assert!(said.contains("is no path") && said.len() < 200, "{} bytes", said.len());
         assert!(head(&("a: b\n".repeat(FIELDS + 1) + "\nbody")).expect_err("too many").contains("more than"));
     }
 

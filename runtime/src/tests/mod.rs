@@ -4,6 +4,7 @@ mod accounting;
 mod budgets;
 mod code;
 mod commands;
+mod fuzz;
 mod guests;
 
 use std::io::Write as _;

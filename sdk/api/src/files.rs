@@ -159,6 +159,9 @@ pub fn unpack(archive: &[u8]) -> Result<Vec<(String, &[u8])>, FilesError> {
         }
         let path = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
         check(&path)?;
+        if cut(&path) != Some((prefix, name)) {
+            return Err(FilesError::Damaged("a path is not cut as push cuts it"));
+        }
         if files.last().is_some_and(|(last, _)| *last >= path) {
             return Err(FilesError::Damaged("its paths are not in order"));
         }
@@ -169,6 +172,9 @@ pub fn unpack(archive: &[u8]) -> Result<Vec<(String, &[u8])>, FilesError> {
         let (Some(data), Some(next)) = (after.get(..size), after.get(padded..)) else {
             return Err(FilesError::Damaged("a file is cut off"));
         };
+        if after[size..padded].iter().any(|b| *b != 0) {
+            return Err(FilesError::Damaged("there is something behind a file's end"));
+        }
         files.push((path, data));
         rest = next;
     }
@@ -233,6 +239,9 @@ pub fn section(wasm: &[u8]) -> Result<Option<&[u8]>, FilesError> {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -285,6 +294,21 @@ mod tests {
         let twice = [&good[..1024], &good[..1024], &good[2048..]].concat();
         assert!(unpack(&swapped).is_err() && unpack(&twice).is_err());
         assert!(unpack(&[good.as_slice(), b"x"].concat()).is_err());
+    }
+
+    /// Found by the fuzz target: other bytes for the same files.
+    #[test]
+    fn nothing_hides_between_files_nor_in_the_cut_of_a_path() {
+        let long = format!("{}/{}/{}", "d".repeat(60), "e".repeat(60), "f");
+        let good = pack(&files(&[(&long, "x")])).unwrap();
+        let mut hidden = good.clone();
+        hidden[BLOCK + 1] = b'!';
+        assert_eq!(unpack(&hidden), Err(FilesError::Damaged("there is something behind a file's end")));
+        let other = [header(&long[..121], &long[122..], 1).as_slice(), &good[BLOCK..]].concat();
+        assert_eq!(unpack(&other), Err(FilesError::Damaged("a path is not cut as push cuts it")));
+        let short = pack(&files(&[("a/b", "x")])).unwrap();
+        let other = [header("a", "b", 1).as_slice(), &short[BLOCK..]].concat();
+        assert!(unpack(&other).is_err());
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub(crate) enum ComponentError {
     #[error(
         "{file} has no HTTP handler: it exports {}; expected wasi:http/incoming-handler@0.2, wasi:http/handler@0.3, or \
          wasi:cli/run for a CGI command",
-        if exports.is_empty() { "nothing".to_owned() } else { exports.join(", ") }
+        if exports.is_empty() { "nothing".to_owned() } else { listed(exports) }
     )]
     NoHandler {
         /// Which file.
@@ -57,7 +57,7 @@ pub(crate) enum ComponentError {
         exports: Vec<String>,
     },
     /// Imports that the platform does not have.
-    #[error("{file} imports what the platform does not have: {}", imports.join(", "))]
+    #[error("{file} imports what the platform does not have: {}", listed(imports))]
     NotGranted {
         /// Which file.
         file: String,
@@ -80,6 +80,21 @@ pub(crate) enum ComponentError {
     /// `reuse` with a command.
     #[error("reuse.max_requests above 1 needs an HTTP handler; {0} is {1}, which is a process per request")]
     NotReusable(String, Kind),
+}
+
+/// Most names in a message.
+const NAMES: usize = 12;
+
+/// A name from a file, for a person's terminal: any component may be pushed, also one from elsewhere.
+fn shown(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).take(120).collect()
+}
+
+fn listed(names: &[String]) -> String {
+    let shown: Vec<_> = names.iter().take(NAMES).map(|n| shown(n)).collect();
+    let more = names.len().saturating_sub(NAMES);
+    let rest = if more == 0 { String::new() } else { format!(", and {more} more") };
+    shown.join(", ") + &rest
 }
 
 /// How a file answers HTTP.
@@ -126,7 +141,7 @@ pub(crate) fn inspect(bytes: &[u8], file: &str) -> Result<Inspected, ComponentEr
     let (mut imports, mut exports) = (Vec::new(), Vec::new());
     let damaged = |e: wasmparser::BinaryReaderError| ComponentError::Damaged {
         file: file.clone(),
-        why: format!("{} at byte {}", e.message(), e.offset()),
+        why: format!("{} at byte {}", shown(e.message()), e.offset()),
     };
     // Nested modules and components come in between; only the outermost level counts.
     let mut depth = 0_u32;
@@ -178,7 +193,7 @@ pub(crate) fn inspect(bytes: &[u8], file: &str) -> Result<Inspected, ComponentEr
 fn inspect_module(bytes: &[u8], file: String) -> Result<Inspected, ComponentError> {
     let damaged = |e: wasmparser::BinaryReaderError| ComponentError::Damaged {
         file: file.clone(),
-        why: format!("{} at byte {}", e.message(), e.offset()),
+        why: format!("{} at byte {}", shown(e.message()), e.offset()),
     };
     let (mut starts, mut alien) = (false, None);
     for payload in Parser::new(0).parse_all(bytes) {
@@ -187,7 +202,7 @@ fn inspect_module(bytes: &[u8], file: String) -> Result<Inspected, ComponentErro
                 for import in section.into_imports() {
                     let import = import.map_err(damaged)?;
                     if import.module != "wasi_snapshot_preview1" {
-                        alien.get_or_insert(format!("{}.{}", import.module, import.name));
+                        alien.get_or_insert(format!("{}.{}", shown(import.module), shown(import.name)));
                     }
                 }
             }
@@ -247,6 +262,9 @@ impl Inspected {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod fuzz;
 
 #[cfg(test)]
 mod tests {
@@ -324,6 +342,19 @@ mod tests {
         assert!(matches!(outer(HANDLER), Err(ComponentError::NoHandler { .. })));
         let other = outer(r#"(instance $i) (export "wasi:http/incoming-handler@0.20.0" (instance $i))"#);
         assert!(matches!(other, Err(ComponentError::NoHandler { .. })));
+    }
+
+    /// Found by the fuzz target: a name went to the terminal as it was.
+    #[test]
+    fn names_of_a_file_are_text_in_a_message_and_not_too_many() {
+        let hostile = "\u{1b}]0;x\u{7}".repeat(100);
+        let many = ComponentError::NotGranted { file: "x".into(), imports: vec![hostile.clone(); 1000] }.to_string();
+        assert!(many.ends_with("and 988 more") && many.len() < 5000, "{many}");
+        let exports = ComponentError::NoHandler { file: "x".into(), exports: vec![hostile] }.to_string();
+        assert!(!many.contains('\u{1b}') && !exports.contains(['\u{1b}', '\u{7}']), "{exports:?}");
+        let module = r#"(module (import "\1b[2J" "\07" (func)) (func (export "_start")))"#;
+        let error = inspect(&wat::parse_str(module).unwrap(), "m.wasm").unwrap_err().to_string();
+        assert!(error.contains("imports") && !error.contains(['\u{1b}', '\u{7}']), "{error:?}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The edge in process: real sockets on loopback, hosts played by small servers on Unix sockets.
 
+mod fuzz;
 mod life;
 mod numbers;
 mod owner;

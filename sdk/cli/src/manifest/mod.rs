@@ -229,4 +229,6 @@ pub(crate) fn schema() -> String {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use super::Manifest;
 
+/// Longest message; the list of the known fields fits.
+const MESSAGE_CHARS: usize = 1000;
+
 /// Why a manifest cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ManifestError {
@@ -35,7 +38,7 @@ pub(super) fn parse(text: &str, file: &str) -> Result<Manifest, ManifestError> {
             }
             None => file.to_owned(),
         },
-        message,
+        message: cut(message),
     };
     let wrong = |path: &str, e: &toml::de::Error| at(e.span().map(|s| s.start), named(path, &explain(e.message())));
     let document = toml::Deserializer::parse(text).map_err(|e| wrong("", &e))?;
@@ -44,6 +47,14 @@ pub(super) fn parse(text: &str, file: &str) -> Result<Manifest, ManifestError> {
     match check(&manifest) {
         Ok(()) => Ok(manifest),
         Err((path, message)) => Err(at(find(text, path), message)),
+    }
+}
+
+/// A message that quotes a value of any length, cut.
+fn cut(message: String) -> String {
+    match message.char_indices().nth(MESSAGE_CHARS) {
+        Some((at, _)) => format!("{} …", &message[..at]),
+        None => message,
     }
 }
 

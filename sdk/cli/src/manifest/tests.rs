@@ -158,6 +158,9 @@ fn a_value_of_the_wrong_type_is_named_by_its_path() {
     }
     let message = refused("name = 5\ncomponent = \"a.wasm\"");
     assert!(message.starts_with("marcato.toml:1:8: name: ") && message.contains("integer `5`"), "{message}");
+    // Found by the fuzz target: a value was quoted whole, however long.
+    let message = refused(&format!("name = \"{}\"\ncomponent = \"a.wasm\"", "A".repeat(100_000)));
+    assert!(message.starts_with("marcato.toml:1:8: name: ") && message.len() < 1100, "{} bytes", message.len());
     // What a person typed does not reach a terminal's control sequences.
     let message = refused(&format!("{head}[env]\n\"\\u001b[2J\" = 1"));
     assert!(!message.contains('\u{1b}'), "{message:?}");

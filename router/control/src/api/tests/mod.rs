@@ -2,6 +2,7 @@
 
 mod cluster;
 mod debug;
+mod fuzz;
 mod hosts;
 mod policies;
 
