@@ -106,7 +106,7 @@ fn peak(inner: &Inner, limit: Limit) -> u64 {
     }
 }
 
-fn fired(inner: &Inner, limit: Limit) -> u64 {
+fn times_fired(inner: &Inner, limit: Limit) -> u64 {
     match limit {
         Limit::CpuCapMillis => inner.account.share.times_capped(),
         _ => inner.limits.fired(limit),
@@ -116,7 +116,7 @@ fn fired(inner: &Inner, limit: Limit) -> u64 {
 /// The limits of an instance that were used or fired.
 pub(crate) fn of(inner: &Inner) -> Vec<LimitUsage> {
     let usage = |of: Limit| {
-        let (used, fired) = (used(inner, of), fired(inner, of));
+        let (used, fired) = (used(inner, of), times_fired(inner, of));
         let peak = peak(inner, of).max(used);
         (peak > 0 || fired > 0).then(|| LimitUsage {
             name: of.name().into(),
