@@ -43,6 +43,11 @@ pub struct EdgeConfig {
     pub reconnect_wait_ms: Millis,
     /// Requests that may wait at once in those two ways. More fail at once.
     pub max_waiting: usize,
+    /// How long a client waits for the news that its app's queue is full. One that asks again at once would take the
+    /// router's time, and the hosts', from other apps; `Retry-After` asks for as long.
+    pub refusal_hold_ms: Millis,
+    /// Clients that may wait so at once. More hear it at once.
+    pub max_held: usize,
     /// Idle connections kept per host.
     pub pool_idle_per_host: usize,
     /// How long an idle connection to a host is kept: below the host's own idle timeout.
@@ -85,6 +90,8 @@ impl EdgeConfig {
             instance_wait_ms: Millis::secs(10),
             reconnect_wait_ms: Millis::secs(3),
             max_waiting: 2_000,
+            refusal_hold_ms: Millis::secs(1),
+            max_held: 4_000,
             pool_idle_per_host: 512,
             pool_idle_ms: Millis::secs(20),
             max_attempts: 3,

@@ -46,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     /// Requests that wait for an instance, over all threads.
     pub(crate) waiting: Arc<AtomicUsize>,
+    /// Places for clients that hear of a full queue later, over all threads.
+    pub(crate) held: Arc<Semaphore>,
 }
 
 /// The request path, ready to serve.
@@ -82,6 +84,7 @@ impl Edge {
         let upstream_tasks = TaskTracker::new();
         let budget = Arc::new(Budget::new(cfg.retry_percent, cfg.retry_min_per_s, clock.now_ms()));
         let waiting = Arc::new(AtomicUsize::new(0));
+        let held = Arc::new(Semaphore::new(cfg.max_held));
         let shared = || {
             let (tls, tasks) = (Arc::clone(upstream_tls), upstream_tasks.clone());
             let connector = Connector::new(tls, cfg.connect_ms.into(), tasks, metrics.clone());
@@ -94,6 +97,7 @@ impl Edge {
                 budget: Arc::clone(&budget),
                 metrics: metrics.clone(),
                 waiting: Arc::clone(&waiting),
+                held: Arc::clone(&held),
             }
         };
         let workers = Workers::new(workers, shared);

@@ -39,6 +39,7 @@ pub(crate) struct Metrics {
     pub(crate) ejections: Counter,
     pub(crate) waits: Counter,
     pub(crate) waiting: Gauge,
+    pub(crate) holds: Counter,
     pub(crate) connections: Gauge,
     pub(crate) accepted: Counter,
     pub(crate) accept_errors: Counter,
@@ -77,6 +78,7 @@ impl Metrics {
             ejections: Counter::default(),
             waits: Counter::default(),
             waiting: Gauge::default(),
+            holds: Counter::default(),
             connections: Gauge::default(),
             accepted: Counter::default(),
             accept_errors: Counter::default(),
@@ -92,6 +94,7 @@ impl Metrics {
         registry.register("ejections", "Instances left out after failures", m.ejections.clone());
         registry.register("waits", "Requests that waited for an instance", m.waits.clone());
         registry.register("waiting", "Requests that wait for an instance now", m.waiting.clone());
+        registry.register("holds", "Clients that heard later that a queue is full", m.holds.clone());
         registry.register("connections", "Client connections now", m.connections.clone());
         registry.register("accepted", "Client connections accepted", m.accepted.clone());
         registry.register("accept_errors", "Errors of accept", m.accept_errors.clone());

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use marcato_api::headers::{INSTANCE, NOT_STARTED, PLATFORM_ERROR};
 use marcato_api::{Millis, ProblemKind};
 use marcato_balance::{AppEntry, Endpoint, InFlight, pick};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::admit::{admit, strip_hop_by_hop, strip_internal};
 use crate::download::{Download, Stream};
@@ -56,6 +56,9 @@ pub(crate) async fn serve(
             response.map(|stream| Download::stream(stream, exchange))
         }
         Err(refusal) => {
+            if refusal.kind == ProblemKind::QueueFull {
+                hold(&shared).await;
+            }
             exchange.status = refusal.status.as_u16();
             let owner = exchange.app().filter(|_| exchange.is_owner()).map(|entry| &entry.app);
             let (mut response, body) = refusal.render(&accept, exchange.id.to_str().unwrap_or_default(), owner);
@@ -64,6 +67,14 @@ pub(crate) async fn serve(
             response.map(|()| Download::page(if is_head { Bytes::new() } else { body }, exchange))
         }
     })
+}
+
+/// Has a client that came to a full queue wait before it hears so.
+async fn hold(shared: &Shared) {
+    if let Ok(_place) = shared.held.try_acquire() {
+        shared.metrics.holds.inc();
+        sleep(shared.cfg.refusal_hold_ms.into()).await;
+    }
 }
 
 async fn forward(

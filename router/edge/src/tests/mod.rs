@@ -193,6 +193,7 @@ impl Rig {
         cfg.drain_ms = Millis(3_000);
         cfg.instance_wait_ms = Millis(200);
         cfg.reconnect_wait_ms = Millis(200);
+        cfg.refusal_hold_ms = Millis(0);
         adjust(&mut cfg);
         let (cert, key) = tls.leaf("localhost");
         let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();

@@ -171,6 +171,30 @@ async fn a_request_waits_for_an_instance() {
 }
 
 #[tokio::test]
+async fn a_full_queue_is_told_late_and_to_those_who_find_no_place_at_once() {
+    let rig = Rig::new(|c| {
+        // Longer than any test: whoever is answered was not held.
+        c.refusal_hold_ms = Millis::secs(3_600);
+        c.max_held = 1;
+    })
+    .await;
+    let h = host(&rig.socket("h"), |r| async move {
+        if r.uri().path() == "/" { platform(503, "queue-full", true) } else { answer("served") }
+    });
+    rig.app("a", &[&h.path]);
+    let others = async {
+        until("a client is held", || rig.metric("marcato_edge_holds_total") == 1.0).await;
+        assert_eq!(status(&rig.get("a.test", "/").await), 503);
+        // Who asks for something else is served.
+        assert_eq!(body(&rig.get("a.test", "/else").await), "served");
+    };
+    tokio::select! {
+        response = rig.get("a.test", "/") => panic!("answered at once: {response}"),
+        () = others => {}
+    }
+}
+
+#[tokio::test]
 async fn waiters_are_bounded() {
     let rig = Rig::new(|c| {
         c.instance_wait_ms = Millis(10_000);
