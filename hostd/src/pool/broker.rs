@@ -71,7 +71,7 @@ impl Broker {
                 AskAnswer::Connected(self.connect(allow_private, &instance, &host, port, ticket).await)
             }
             Ask::Last(report) => {
-                self.worker.take(*report);
+                self.worker.take_last(*report);
                 AskAnswer::Done
             }
             Ask::Lines(lines) => {

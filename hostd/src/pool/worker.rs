@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -68,6 +69,8 @@ pub(crate) struct InstanceState {
 struct State {
     entries: HashMap<InstanceId, Entry>,
     report: Report,
+    /// The number of that report.
+    heard: u64,
     /// What the ingress of earlier processes had answered.
     past: IngressNumbers,
     restarts: u64,
@@ -99,6 +102,8 @@ pub(crate) struct Worker {
     pub(super) seat: Seat,
     state: Mutex<State>,
     link: watch::Sender<Option<Link>>,
+    /// Numbers what is asked, so that an older report never follows a newer one.
+    asked: AtomicU64,
     /// It should drain and end.
     pub(super) ending: CancellationToken,
 }
@@ -131,6 +136,7 @@ impl Worker {
             state: Mutex::new(State {
                 entries: HashMap::new(),
                 report: Report::default(),
+                heard: 0,
                 past: IngressNumbers::default(),
                 restarts: 0,
                 confinement: ConfinementReport::default(),
@@ -139,6 +145,7 @@ impl Worker {
                 meter,
             }),
             link: watch::Sender::new(None),
+            asked: AtomicU64::new(0),
             ending: CancellationToken::new(),
         })
     }
@@ -312,18 +319,29 @@ impl Worker {
     /// Asks how it stands. One that does not answer in time stands as before.
     pub(super) async fn refresh(&self) {
         let Some(link) = self.link.borrow().clone() else { return };
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        let cpu_us = process::cpu_us(link.pid);
         let asked = tokio::time::timeout(REPORT_WITHIN, link.peer.call(&Order::Report)).await;
         let Ok(Ok(OrderAnswer::Report(report))) = asked else { return };
         // Of a process that was replaced meanwhile it would count twice.
         if self.link.borrow().as_ref().is_some_and(|now| now.start == link.start) {
-            self.take(*report);
+            self.take(number, *report, cpu_us);
         }
     }
 
-    /// Takes over what a process says of itself.
-    pub(super) fn take(&self, mut report: Report) {
+    /// Takes over the last word of a process that ends: nothing runs in it any more.
+    pub(super) fn take_last(&self, report: Report) {
         let cpu_us = self.link.borrow().as_ref().and_then(|link| process::cpu_us(link.pid));
+        self.take(self.asked.fetch_add(1, Ordering::Relaxed), report, cpu_us);
+    }
+
+    /// Takes over what a process says of itself, and its CPU time when it was asked.
+    fn take(&self, number: u64, mut report: Report, cpu_us: Option<u64>) {
         let mut state = self.state();
+        if number < state.heard {
+            return;
+        }
+        state.heard = number;
         state.meter.hear(&report.instances, cpu_us, jiff::Timestamp::now());
         for one in std::mem::take(&mut report.instances) {
             if let Some(entry) = state.entries.get_mut(&one.id) {
