@@ -193,7 +193,7 @@ async fn the_cpu_time_of_a_worker_is_charged_to_its_apps_within_one_percent() ->
         let kernel = cpu_micros(pid)?;
         let mut sent = 0;
         if tiny {
-            let count = 1_500;
+            let count = 4_000;
             try_join_all([&fresh, &reused, &together].map(|app| ask(app, "/", count))).await?;
             sent += 3 * count as u64;
         } else {
