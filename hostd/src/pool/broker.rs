@@ -81,7 +81,7 @@ impl Broker {
                 AskAnswer::Done
             }
             Ask::Last(report) => {
-                self.worker.take(*report);
+                self.worker.take_last(*report);
                 AskAnswer::Done
             }
             Ask::Lines(lines) => {

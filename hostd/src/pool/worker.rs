@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -74,6 +75,8 @@ pub(crate) struct InstanceState {
 struct State {
     entries: HashMap<InstanceId, Entry>,
     report: Report,
+    /// The number of that report.
+    heard: u64,
     /// What the ingress of earlier processes had answered.
     past: IngressNumbers,
     restarts: u64,
@@ -115,6 +118,8 @@ pub(crate) struct Worker {
     pub(super) seat: Seat,
     state: Mutex<State>,
     link: watch::Sender<Option<Link>>,
+    /// Numbers what is asked, so that an older report never follows a newer one.
+    asked: AtomicU64,
     /// It should drain and end.
     pub(super) ending: CancellationToken,
 }
@@ -147,6 +152,7 @@ impl Worker {
             state: Mutex::new(State {
                 entries: HashMap::new(),
                 report: Report::default(),
+                heard: 0,
                 past: IngressNumbers::default(),
                 restarts: 0,
                 confinement: ConfinementReport::default(),
@@ -157,6 +163,7 @@ impl Worker {
                 longest: Duration::ZERO,
             }),
             link: watch::Sender::new(None),
+            asked: AtomicU64::new(0),
             ending: CancellationToken::new(),
         })
     }
@@ -383,21 +390,32 @@ impl Worker {
     /// Asks how it stands; gives what it uses of its lease. One that does not answer in time stands as before.
     pub(super) async fn refresh(&self) -> Option<(Holder, Holding)> {
         let link = self.link.borrow().clone()?;
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        let cpu_us = process::cpu_us(link.pid);
         let asked = tokio::time::timeout(REPORT_WITHIN, link.peer.call(&Order::Report)).await;
         let Ok(Ok(OrderAnswer::Report(report))) = asked else { return None };
         // Of a process that was replaced meanwhile it would count twice.
         let same = self.link.borrow().as_ref().is_some_and(|now| now.holder == link.holder);
         same.then(|| {
             let holding = report.holding;
-            self.take(*report);
+            self.take(number, *report, cpu_us);
             (link.holder, holding)
         })
     }
 
-    /// Takes over what a process says of itself.
-    pub(super) fn take(&self, mut report: Report) {
+    /// Takes over the last word of a process that ends: nothing runs in it any more.
+    pub(super) fn take_last(&self, report: Report) {
         let cpu_us = self.link.borrow().as_ref().and_then(|link| process::cpu_us(link.pid));
+        self.take(self.asked.fetch_add(1, Ordering::Relaxed), report, cpu_us);
+    }
+
+    /// Takes over what a process says of itself, and its CPU time when it was asked.
+    fn take(&self, number: u64, mut report: Report, cpu_us: Option<u64>) {
         let mut state = self.state();
+        if number < state.heard {
+            return;
+        }
+        state.heard = number;
         state.meter.hear(&report.instances, cpu_us, jiff::Timestamp::now());
         for one in std::mem::take(&mut report.instances) {
             if let Some(entry) = state.entries.get_mut(&one.id) {

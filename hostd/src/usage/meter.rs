@@ -31,6 +31,8 @@ struct Metered {
     org: OrgName,
     /// What was last heard of it.
     last: UsageDelta,
+    /// Its weight the last time.
+    weight: u64,
     removed: bool,
 }
 
@@ -48,7 +50,8 @@ impl Meter {
 
     /// An instance is about to be started. Only what was said here is believed later.
     pub(crate) fn expect(&mut self, id: &InstanceId, app: &AppName, org: &OrgName) {
-        let metered = Metered { app: app.clone(), org: org.clone(), last: UsageDelta::default(), removed: false };
+        let metered =
+            Metered { app: app.clone(), org: org.clone(), last: UsageDelta::default(), weight: 0, removed: false };
         self.known.insert(id.clone(), metered);
     }
 
@@ -60,9 +63,11 @@ impl Meter {
     }
 
     /// Records what every instance used since the last time. `worker_us` is the CPU time of the worker's process, read
-    /// just after its report; nothing when it is gone.
+    /// before its report, never after: what its guests used in between is theirs now, and comes off the next time. Nothing
+    /// when it is gone.
     pub(crate) fn hear(&mut self, reports: &[InstanceReport], worker_us: Option<u64>, now: Timestamp) {
         let mut used: Vec<Used> = reports.iter().filter_map(|report| self.used(report)).collect();
+        self.weigh(&mut used);
         if let Some(around) = self.around(&used, worker_us) {
             divide(around, &mut used);
         }
@@ -92,10 +97,24 @@ impl Meter {
         Some(Used { id: report.id.clone(), delta, weight })
     }
 
+    /// The clock of the worker was read early: what it did for the last requests is known one time later, when nobody asks
+    /// any more, and belongs to those who asked before.
+    fn weigh(&mut self, used: &mut [Used]) {
+        let quiet = used.iter().all(|u| u.weight == 0);
+        for one in used {
+            let Some(metered) = self.known.get_mut(&one.id) else { continue };
+            let before = std::mem::replace(&mut metered.weight, one.weight);
+            if quiet {
+                one.weight = before;
+            }
+        }
+    }
+
     /// What the worker used since the last time and its guests did not. Nothing when it is not known yet.
     fn around(&mut self, used: &[Used], worker_us: Option<u64>) -> Option<u64> {
         let worker = worker_us?;
-        let before = self.worker_us.replace(worker)?;
+        // Two that ask at once may read the clock in one order and be heard in the other.
+        let before = self.worker_us.replace(worker.max(self.worker_us.unwrap_or(0)))?;
         let guests: u64 = used.iter().map(|u| u.delta.cpu_us).fold(self.ahead_us, u64::saturating_add);
         let spent = worker.saturating_sub(before);
         self.ahead_us = guests.saturating_sub(spent);
@@ -212,25 +231,28 @@ mod tests {
         // 30 requests of 7 us of one and 10 of the other: 720 us around them.
         meter.hear(&[report("a-1", 30), report("b-1", 10)], Some(51_000), at());
         assert_eq!(cpu(&ledger), (210 + 540, 70 + 180));
+        // Its clock was read a little early: the rest is known once nobody asks any more.
+        meter.hear(&[report("a-1", 30), report("b-1", 10)], Some(51_400), at());
+        assert_eq!(cpu(&ledger), (750 + 300, 250 + 100));
         // Nobody asked.
         meter.hear(&[report("a-1", 30), report("b-1", 10)], Some(52_000), at());
-        assert_eq!(cpu(&ledger), (750, 250));
-        // The worker's time is read a little early: the next time has less, and the sum is right.
+        assert_eq!(cpu(&ledger), (1_050, 350));
+        // Guests are ahead of it: the next time has less, and the sum is right.
         meter.hear(&[report("a-1", 40), report("b-1", 10)], Some(52_020), at());
-        assert_eq!(cpu(&ledger), (820, 250));
+        assert_eq!(cpu(&ledger), (1_120, 350));
         meter.hear(&[report("a-1", 50), report("b-1", 10)], Some(52_200), at());
-        assert_eq!(cpu(&ledger), (820 + 130, 250), "200 us in all since then");
+        assert_eq!(cpu(&ledger), (1_120 + 130, 350), "200 us in all since then");
         // A body on its way is work too, without a request that begins.
         let mut streams = report("b-1", 10);
         streams.counters.bytes_out += 1 << 30;
         meter.hear(&[report("a-1", 50), streams.clone()], Some(53_200), at());
-        assert_eq!(cpu(&ledger), (950, 1_250));
+        assert_eq!(cpu(&ledger), (1_250, 1_350));
         // Another process begins anew.
         meter.died();
         meter.hear(&[report("a-1", 1)], Some(400), at());
-        assert_eq!(cpu(&ledger), (957, 1_250), "its start is nobody's either");
+        assert_eq!(cpu(&ledger), (1_257, 1_350), "its start is nobody's either");
         meter.hear(&[report("a-1", 2)], Some(500), at());
-        assert_eq!(cpu(&ledger), (957 + 100, 1_250));
+        assert_eq!(cpu(&ledger), (1_257 + 100, 1_350));
     }
 
     #[test]
