@@ -9,10 +9,11 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty};
-use marcato_api::{Limits, ProblemKind};
+use marcato_api::{Bytes as ByteCount, Limits, ProblemKind, trailers};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use wasmtime_wasi_http::{Error, WasiBody};
 
@@ -177,7 +178,20 @@ impl GuestBody {
         }
     }
 
+    /// Names the trailers that were there when the head was, where the guest did not.
+    pub(crate) fn announce_trailers(&self, head: &mut HeaderMap) {
+        if let Some(ahead) = self.ahead.back().and_then(Frame::trailers_ref) {
+            trailers::name_unless_named(head, ahead);
+        }
+    }
+
     fn count(&mut self, frame: Frame<Bytes>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(sent) = frame.trailers_ref()
+            && trailers::size(sent) > trailers::MAX_BYTES
+        {
+            let most = ByteCount(trailers::MAX_BYTES as u64);
+            return self.fail_with(format!("the guest's trailers are longer than {most}: response cut"));
+        }
         self.sent = self.sent.saturating_add(frame.data_ref().map_or(0, |data| data.len() as u64));
         if let Some(running) = &self.running {
             let limit = running.inner().config.limits.response_body_bytes;

@@ -308,9 +308,10 @@ pub(crate) async fn handle(
         Ok(response) => {
             inner.counters.requests.fetch_add(1, Ordering::Relaxed);
             let announced = content_length(response.headers());
-            let (parts, body) = response.into_parts();
+            let (mut parts, body) = response.into_parts();
             let mut body = GuestBody::new(body, running, times.deadline, id, announced);
             std::future::poll_fn(|cx| Poll::Ready(body.read_ahead(cx))).await?;
+            body.announce_trailers(&mut parts.headers);
             Ok(http::Response::from_parts(parts, ResponseBody::new(body)))
         }
         Err(failure) => {

@@ -1,7 +1,11 @@
 //! WASI 0.1 modules: made into components as they are compiled, so that there is one way to run a guest.
 //!
 //! A module that exports `_start` (C, Go, Zig) is wrapped with wasmtime's own adapter from WASI 0.1 to 0.2 and becomes
-//! a component that exports `wasi:cli/run`. Runs in the compiler process, for its input is untrusted.
+//! a component that exports `wasi:cli/run`. The adapter's pages are set apart before ([`moved`]). Runs in the compiler
+//! process, for its input is untrusted.
+
+mod calls;
+mod moved;
 
 use std::borrow::Cow;
 
@@ -26,9 +30,12 @@ fn wrap(module: &[u8]) -> Result<Vec<u8>, String> {
     Validator::new()
         .validate_all(module)
         .map_err(|e| format!("this core module is not valid: {e}").replace('\n', " "))?;
+    // All that have no allocator for the adapter, not only Go's: what the program does with its memory is not ours to
+    // guess, and it costs a page.
+    let moved = moved::move_up(module);
     let encoded = ComponentEncoder::default()
         .validate(true)
-        .module(module)
+        .module(moved.as_deref().unwrap_or(module))
         .and_then(|e| e.adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER))
         .and_then(|mut e| e.encode());
     encoded.map_err(|e| {
@@ -55,6 +62,9 @@ mod tests {
             r#"(module)"#,
             r#"(module (memory (export "memory") 1))"#,
             r#"(module (import "env" "system" (func)) (memory (export "memory") 1) (func (export "_start")))"#,
+            r#"(module (import "env" "memory" (memory 1)) (export "memory" (memory 0)) (func (export "_start")))"#,
+            r#"(module (memory (export "memory") i64 1) (func (export "_start")))"#,
+            r#"(module (memory (export "memory") 1 2 shared) (func (export "_start")))"#,
         ] {
             let why = component_of(&wat::parse_str(text).expect("text")).expect_err(text);
             assert!(why.contains("core module"), "{text}: {why}");

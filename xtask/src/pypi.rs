@@ -1,5 +1,5 @@
-//! Tools that come from PyPI: componentize-py, and the compiler of Zig, which nothing else packages for every
-//! machine. Each has a venv of its own below `target/`; only ready-made packages are taken.
+//! Tools that come from PyPI: componentize-py, and the compilers of Zig and Go, which nothing else packages for
+//! every machine in a version that is new enough. Each has a venv of its own below `target/`; only ready-made packages are taken.
 
 use std::fs;
 use std::path::Path;

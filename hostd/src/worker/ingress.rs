@@ -7,14 +7,16 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, TE};
 use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use marcato_api::{OwnerProblem, Problem, ProblemKind, headers};
+use marcato_api::{OwnerProblem, Problem, ProblemKind, headers, trailers};
 use marcato_runtime::{FiredLimit, InvokeError};
 
 use super::instances::{InstanceMap, Numbers};
+use super::trailers::Replaced;
 use crate::serve::{Handler, ReplyBody, reply_body};
 use crate::tls::Caller;
 
@@ -54,10 +56,16 @@ impl Ingress {
         let Some(instance) = instance else {
             return Err(not_started(ProblemKind::InstanceGone, "this host does not have the instance"));
         };
-        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        // The edge's, not the client's.
+        request.headers_mut().remove(TE);
+        trailers::clean_announcement(request.headers_mut());
+        let request = request.map(|body| Replaced::unpacked(body).map_err(Into::into).boxed_unsync());
         let mut response = instance.handle(request).await?;
         remove_internal(response.headers_mut());
-        Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
+        if response.body().size_hint().exact().is_none() && !response.headers().contains_key(CONTENT_LENGTH) {
+            trailers::announce(response.headers_mut());
+        }
+        Ok(response.map(|body| Replaced::packed(body).map_err(Into::into).boxed_unsync()))
     }
 }
 

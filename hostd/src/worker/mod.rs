@@ -8,6 +8,7 @@ mod host;
 mod ingress;
 mod instances;
 mod lease;
+mod trailers;
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};

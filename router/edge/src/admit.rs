@@ -15,8 +15,8 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{Method, StatusCode, Uri, Version};
-use marcato_api::ProblemKind;
 use marcato_api::headers::INTERNAL_PREFIX;
+use marcato_api::{ProblemKind, trailers};
 
 use crate::errors::Refusal;
 use crate::forwarded::Peer;
@@ -51,6 +51,7 @@ pub(crate) fn admit(parts: &mut Parts, peer: &Peer) -> Result<String, Refusal> {
     join_cookies(&mut parts.headers);
     strip_hop_by_hop(&mut parts.headers);
     strip_internal(&mut parts.headers);
+    trailers::clean_announcement(&mut parts.headers);
     peer.describe(&mut parts.headers, &authority);
     parts.headers.insert(HOST, authority);
     parts.version = Version::HTTP_11;

@@ -1,6 +1,6 @@
 //! The response on its way back: streamed with back-pressure, under an idle and a total timeout.
 //!
-//! When the last byte has passed, the connection to the host goes back to its pool at once; when the
+//! Trailers that the host packed into one are what they were again. When the last byte has passed, the connection to the host goes back to its pool at once; when the
 //! body is dropped before, the connection is closed, for nobody will read the rest.
 
 use std::pin::Pin;
@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use marcato_api::trailers;
 use marcato_balance::InFlight;
 
 use crate::observe::Exchange;
@@ -64,10 +65,19 @@ impl Stream {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.patience.progress();
-                if self.body.is_end_stream() {
-                    self.finish();
+                match frame.into_trailers() {
+                    Ok(packed) => {
+                        // They are the last.
+                        self.finish();
+                        Poll::Ready(trailers::unpack(&packed).map(|t| Ok(Frame::trailers(t))))
+                    }
+                    Err(frame) => {
+                        if self.body.is_end_stream() {
+                            self.finish();
+                        }
+                        Poll::Ready(Some(Ok(frame)))
+                    }
                 }
-                Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(e))) => {
                 self.lease = None;
@@ -125,7 +135,8 @@ impl Body for Download {
                 exchange.bytes += frame.data_ref().map_or(0, |d| d.len() as u64);
                 exchange.complete = match source {
                     Source::Page(_) => true,
-                    Source::Host(stream) => stream.body.is_end_stream(),
+                    // Nobody asks for more than trailers.
+                    Source::Host(stream) => frame.is_trailers() || stream.body.is_end_stream(),
                 };
             }
             Poll::Ready(None) => exchange.complete = true,

@@ -6,14 +6,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use marcato_api::headers::{INSTANCE, NOT_STARTED, PLATFORM_ERROR};
-use marcato_api::{Millis, ProblemKind};
+use marcato_api::{Millis, ProblemKind, trailers};
 use marcato_balance::{AppEntry, Endpoint, InFlight, pick};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -85,9 +85,11 @@ async fn forward(
 ) -> Result<Response<Stream>, Refusal> {
     let (mut parts, incoming) = request.into_parts();
     exchange.asked = Asked::take(&mut parts.headers);
+    let takes_trailers = takes_trailers(&parts);
     exchange.host = admit(&mut parts, peer)?;
     parts.headers.insert(REQUEST_ID_NAME, exchange.id.clone());
     let mut job = Job::new(shared, parts, exchange);
+    job.takes_trailers = takes_trailers;
     let entry = job.route()?;
     job.set_body(&entry, incoming);
     job.run(entry).await
@@ -105,6 +107,8 @@ struct Job<'a> {
     attempts: u32,
     pauses: u32,
     deadline: Instant,
+    /// Whether the client gets the response's trailers.
+    takes_trailers: bool,
 }
 
 /// What came of an attempt.
@@ -122,7 +126,8 @@ enum Attempt {
 impl<'a> Job<'a> {
     fn new(shared: &'a Shared, head: Parts, exchange: &'a mut Exchange) -> Self {
         let deadline = exchange.started();
-        Self { shared, exchange, head, upload: None, tried: Vec::new(), attempts: 0, pauses: 0, deadline }
+        let (tried, takes_trailers) = (Vec::new(), false);
+        Self { shared, exchange, head, upload: None, tried, attempts: 0, pauses: 0, deadline, takes_trailers }
     }
 
     /// The app, by the table as it is now.
@@ -171,6 +176,7 @@ impl<'a> Job<'a> {
             // hyper takes a GET without a length to have no body; this one has.
             self.head.headers.remove(CONTENT_LENGTH);
             self.head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            trailers::announce(&mut self.head.headers);
         }
         self.upload = Some(upload);
     }
@@ -307,6 +313,8 @@ impl<'a> Job<'a> {
         if self.exchange.is_owner() {
             request.headers_mut().insert(owner::EXPLAIN_NAME, HeaderValue::from_static("1"));
         }
+        // Whatever the client takes: a host has no other way to send what comes last.
+        request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
         Ok(request)
     }
 
@@ -324,6 +332,10 @@ impl<'a> Job<'a> {
         }
         strip_hop_by_hop(response.headers_mut());
         strip_internal(response.headers_mut());
+        trailers::clean_announcement(response.headers_mut());
+        if !self.takes_trailers {
+            response.headers_mut().remove(TRAILER);
+        }
         let patience = Patience::new(self.shared.cfg.response_idle_ms.into(), self.deadline);
         let upload = self.upload.clone();
         Attempt::Done(response.map(|body| Stream::new(body, lease, upload, picked, patience)))
@@ -429,12 +441,25 @@ async fn drain(body: Incoming, lease: Lease, upload: Option<&Upload>, most: usiz
     Some(rest)
 }
 
+/// Whether trailers reach the client: over HTTP/1.1 only if it asks for them (RFC 9110, 6.5.1), which hyper sees to.
+fn takes_trailers(parts: &Parts) -> bool {
+    let asks =
+        |v: &HeaderValue| v.as_bytes().split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"trailers"));
+    parts.version == Version::HTTP_2
+        || (parts.version == Version::HTTP_11 && parts.headers.get_all(TE).iter().any(asks))
+}
+
 fn client_failed(failure: UploadError) -> Refusal {
     match failure {
         UploadError::Idle => Refusal::status(
             StatusCode::REQUEST_TIMEOUT,
             "Request timeout",
             "The request's body did not arrive in time.",
+        ),
+        UploadError::Trailers => Refusal::status(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "Trailers too large",
+            "The fields after the request's body are longer than 4 KiB.",
         ),
         UploadError::Client | UploadError::Superseded => Refusal::malformed("The request's body is not well formed."),
     }

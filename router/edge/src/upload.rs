@@ -1,7 +1,8 @@
 //! The request's body on its way to a host: streamed with back-pressure, counted, under an idle
 //! timeout, and kept while it is small so that another attempt can send it again.
 //!
-//! Of a body that is longer than the app allows, the host gets as much as it needs to refuse it.
+//! Of a body that is longer than the app allows, the host gets as much as it needs to refuse it. Trailers go on as
+//! [`marcato_api::trailers`] says.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,8 +10,10 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use marcato_api::trailers;
 use tokio::time::{Instant, Sleep};
 
 /// Why a body could not be sent on.
@@ -20,6 +23,8 @@ pub(crate) enum UploadError {
     Idle,
     #[error("the client's connection broke, or its body is not well formed")]
     Client,
+    #[error("the client's trailers are too long")]
+    Trailers,
     #[error("another attempt has taken over")]
     Superseded,
 }
@@ -169,6 +174,10 @@ impl State {
             Poll::Ready(Some(Ok(frame))) => frame,
         };
         self.patience.progress();
+        let frame = match frame.into_trailers() {
+            Ok(trailers) => return self.end_with(&trailers),
+            Err(frame) => frame,
+        };
         match frame.data_ref() {
             Some(data) => {
                 let size = data.len();
@@ -184,12 +193,24 @@ impl State {
                     self.kept = Vec::new();
                 }
             }
-            // Trailers are rare enough not to be kept.
             None => self.can_replay = false,
         }
         // One that is held never ends, not even with the frame that is too much: the host refuses it.
         self.ended = self.incoming.is_end_stream() && !self.held;
         Poll::Ready(Some(Ok(frame)))
+    }
+
+    /// The frame behind the data, and the last. What may be no trailer ends here.
+    fn end_with(&mut self, sent: &HeaderMap) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        if trailers::size(sent) > trailers::MAX_BYTES {
+            return self.fail(UploadError::Trailers);
+        }
+        self.ended = true;
+        Poll::Ready(trailers::pack(sent).map(|packed| {
+            // Rare enough not to be kept.
+            self.can_replay = false;
+            Ok(Frame::trailers(packed))
+        }))
     }
 
     fn fail(&mut self, why: UploadError) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {

@@ -1,6 +1,10 @@
 //! WASI 0.1 commands as web apps, and the files that an app brings along.
 
 use marcato_api::files;
+use wasi_preview1_component_adapter_provider::{
+    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
+};
+use wit_component::ComponentEncoder;
 
 use super::*;
 
@@ -258,4 +262,38 @@ async fn an_archive_that_is_none_is_refused() {
     let bad = files::append(hello(), b"../../etc/passwd");
     assert!(matches!(f.cache.compile_here(&bad), Err(CompileError::Rejected(_))));
     assert!(!f.cache.is_compiled(&Digest::of(&bad)));
+}
+
+/// As Go's allocator does: it notes where memory ends, takes what grows there for its own, and uses all of it. The adapter,
+/// which lives in the same memory, comes between.
+#[tokio::test]
+async fn a_program_that_owns_all_of_its_memory_and_the_adapter_live_together() {
+    let f = Fixture::new();
+    let greedy = command(
+        &format!("{PLAIN}fine "),
+        "(local $end i32) (local $grown i32)
+         (local.set $end (i32.mul (memory.size) (i32.const 65536)))
+         (call $say)
+         (loop $again
+           ;; What the call gives is not looked at, as Go does.
+           (drop (memory.grow (i32.const 2)))
+           (memory.fill (local.get $end) (i32.const 0xff) (i32.const 131072))
+           (local.set $end (i32.add (local.get $end) (i32.const 131072)))
+           (call $print (i32.const 1) (i32.const 1050) (i32.const 5))
+           (br_if $again (i32.lt_u (local.tee $grown (i32.add (local.get $grown) (i32.const 1))) (i32.const 5))))",
+    );
+    // As the encoder alone makes it, one overwrites the other.
+    let bare = ComponentEncoder::default()
+        .module(&greedy)
+        .and_then(|e| e.adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER))
+        .and_then(|mut e| e.encode())
+        .expect("a component");
+    let broken = match f.start(&bare, config(|_| {})).await.handle(request()).await {
+        Ok(response) => response.into_body().collect().await.is_err(),
+        Err(error) => error.kind == ProblemKind::GuestFailed,
+    };
+    assert!(broken, "the adapter's state survived");
+
+    let response = f.start(&greedy, config(|_| {})).await.handle(request()).await.expect("an answer");
+    assert_eq!(text(response).await, "fine ".repeat(6));
 }

@@ -133,6 +133,8 @@ pub mod headers {
     /// Client to edge: a debug token of the app. It goes no further. On the response, what it was worth: `valid`, `expired`
     /// or `invalid`.
     pub const DEBUG: &str = "marcato-debug";
+    /// Between edge and ingress, both ways: the one trailer, which holds all others ([`crate::trailers`]).
+    pub const TRAILERS: &str = "x-marcato-trailers";
     /// Prefix of all internal headers.
     pub const INTERNAL_PREFIX: &str = "x-marcato-";
 }

@@ -22,6 +22,7 @@ mod outbound;
 mod policy;
 mod problem;
 mod service;
+pub mod trailers;
 mod units;
 mod usage;
 

@@ -20,6 +20,7 @@ mod samples;
 mod security;
 mod soak;
 mod streams;
+mod trailers;
 mod usage;
 
 use std::sync::Mutex;

@@ -34,7 +34,7 @@ async fn pushed(language: &str) -> Result<Option<(Running, Target)>> {
     let out = cluster.cli(&["push", folder.path().to_str().context("utf-8")?]).await?;
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     ensure!(out.status.success(), "{name}: {said}");
-    let kind = if matches!(language, "c" | "zig") { "served as CGI" } else { "HTTP component" };
+    let kind = if matches!(language, "c" | "go" | "zig") { "served as CGI" } else { "HTTP component" };
     ensure!(said.contains(kind), "{name}: push says what it is: {said}");
     let app = cluster.app(&name)?;
     Ok(Some((cluster, app)))
@@ -111,6 +111,25 @@ async fn c_serves_the_files_that_came_along() -> Result<()> {
     }
     assert_eq!(app.request(Method::POST, "/", &[], full("x")).await?.status, 405);
     cluster.admin()?.logged("sample-c", "no file /none").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn go_formats_json() -> Result<()> {
+    let Some((cluster, app)) = pushed("go").await? else { return Ok(()) };
+    assert!(app.get("/").await?.text().starts_with("POST JSON to http://sample-go."));
+    let post = async |path: &str, body: String| app.request(Method::POST, path, &[], full(body)).await;
+    let formatted = post("/format?indent=4", r#"{"a":[1]}"#.into()).await?;
+    assert_eq!((formatted.status, formatted.header("content-type")), (200, "application/json"));
+    assert_eq!(formatted.text(), "{\n    \"a\": [\n        1\n    ]\n}\n");
+    let wrong = post("/format", "{\n\"a\":\n}".into()).await?;
+    assert_eq!((wrong.status, &wrong.text()[..8]), (422, "line 3: "));
+    cluster.admin()?.logged("sample-go", "not JSON: invalid character").await?;
+    assert_eq!(app.get("/format").await?.status, 405);
+    // Enough garbage for its collector, and for memory that grows behind where it began.
+    let many = format!("[{}{{}}]", r#"{"b":{"a":"x"}},"#.repeat(20_000));
+    assert_eq!(post("/keys", many).await?.text(), "20000 a\n20000 b\n");
+    assert_eq!(post("/format", " ".repeat((1 << 20) + 1)).await?.status, 413);
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod retries;
 mod routing;
 mod streaming;
 mod strict;
+mod trailers;
 
 use std::collections::HashMap;
 use std::convert::Infallible;

@@ -1,6 +1,7 @@
 //! A WASI 0.3 guest: the other ABI that the platform serves. `/` says hello, `/echo` streams the body
 //! back, `/counter` tells how many requests this sandbox has served, `/sleep` waits 200 ms so that
-//! requests meet in one sandbox, `/trap` traps, `/trailers` answers with one, `/socket` tries to connect.
+//! requests meet in one sandbox, `/trap` traps, `/trailers` answers with those that came and some more
+//! (`?unnamed` does not announce them, `?long` sends one of 5,000 bytes), `/socket` tries to connect.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,15 +33,7 @@ async fn serve(request: http::Request<IncomingRequestBody>) -> http::Response<Un
             full(format!("{served}\n"))
         }
         "/trap" => std::process::abort(),
-        "/trailers" => {
-            let trailers = http::HeaderMap::from_iter([(
-                http::HeaderName::from_static("x-checksum"),
-                http::HeaderValue::from_static("abc"),
-            )]);
-            return with_trailer_announced(
-                full("body\n".to_owned()).with_trailers(async { Some(Ok(trailers)) }).boxed_unsync(),
-            );
-        }
+        "/trailers" => return trailers(request).await,
         "/socket" => full(connect().await),
         _ => full("hello from WASI 0.3\n".to_owned()),
     };
@@ -51,9 +44,28 @@ fn full(text: String) -> UnsyncBoxBody<Bytes, ErrorCode> {
     Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync()
 }
 
-fn with_trailer_announced(body: UnsyncBoxBody<Bytes, ErrorCode>) -> http::Response<UnsyncBoxBody<Bytes, ErrorCode>> {
-    let mut response = http::Response::new(body);
-    response.headers_mut().insert("trailer", http::HeaderValue::from_static("x-checksum"));
+/// The body says which trailers came; they go back with some of the guest's own, of which only one is its to send.
+async fn trailers(request: http::Request<IncomingRequestBody>) -> http::Response<UnsyncBoxBody<Bytes, ErrorCode>> {
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let came = request.into_body().collect().await.ok().and_then(|b| b.trailers().cloned()).unwrap_or_default();
+    let mut lines: Vec<_> =
+        came.iter().map(|(name, value)| format!("{name}={}\n", String::from_utf8_lossy(value.as_bytes()))).collect();
+    lines.sort();
+    let mut trailers = came;
+    for (name, value) in
+        [("x-checksum", "abc"), ("x-marcato-error", "gone"), ("x-marcato-trailers", "host=evil"), ("set-cookie", "a=b")]
+    {
+        trailers.insert(name, http::HeaderValue::from_static(value));
+    }
+    if query == "long" {
+        trailers.insert("x-long", http::HeaderValue::try_from("y".repeat(5_000)).expect("a value"));
+    }
+    let body = full(format!("body\n{}", lines.concat())).with_trailers(async { Some(Ok(trailers)) });
+    let mut response = http::Response::new(body.boxed_unsync());
+    if query != "unnamed" {
+        let names = http::HeaderValue::from_static("x-checksum, X-Sum, set-cookie, x-marcato-error");
+        response.headers_mut().insert("trailer", names);
+    }
     response
 }
 

@@ -4,12 +4,13 @@
 //! One component, so that a test pushes once and asks for what it needs. Paths:
 //! `/` hello · `/trap` · `/panic` · `/loop` · `/alloc?mb=` · `/never` · `/sleep?ms=` · `/echo` · `/sink` ·
 //! `/big?bytes=` · `/flood?lines=` · `/say?text=` · `/env?name=` · `/headers` · `/counter` · `/outbound?url=` ·
-//! `/status?code=` · `/id` · `/socket`
+//! `/status?code=` · `/id` · `/socket` · `/trailers`, as the other guest has it
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use wstd::http::body::{Body, Bytes, Frame, HttpBody};
-use wstd::http::{Client, Error, Request, Response, Uri};
+use wstd::http::{Client, Error, HeaderMap, HeaderValue, Request, Response, Uri};
 use wstd::time::Duration;
 
 /// Grows only when a sandbox serves more than one request.
@@ -61,6 +62,7 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
             Ok(_) => "connected\n".to_owned(),
             Err(error) => format!("{:?}\n", error.kind()),
         }),
+        "/trailers" => trailers(request).await,
         "/counter" => text(format!("{served}\n")),
         "/outbound" => outbound(&query("url").unwrap_or_default()).await,
         "/status" => {
@@ -112,6 +114,37 @@ async fn drain(body: Body) -> Result<u64, Error> {
     Ok(seen)
 }
 
+/// The body says which trailers came; they go back with some of the guest's own, of which only one is its to send.
+async fn trailers(request: Request<Body>) -> Result<Response<Body>, Error> {
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let mut body = std::pin::pin!(request.into_body().into_boxed_body());
+    let mut came = HeaderMap::new();
+    while let Some(frame) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        if let Ok(trailers) = frame?.into_trailers() {
+            came = trailers;
+        }
+    }
+    let mut lines: Vec<_> =
+        came.iter().map(|(name, value)| format!("{name}={}\n", String::from_utf8_lossy(value.as_bytes()))).collect();
+    lines.sort();
+    let mut trailers = came;
+    for (name, value) in
+        [("x-checksum", "abc"), ("x-marcato-error", "gone"), ("x-marcato-trailers", "host=evil"), ("set-cookie", "a=b")]
+    {
+        trailers.insert(name, HeaderValue::from_static(value));
+    }
+    if query == "long" {
+        trailers.insert("x-long", HeaderValue::try_from("y".repeat(5_000))?);
+    }
+    let data = Frame::data(Bytes::from(format!("body\n{}", lines.concat())));
+    let mut response = Response::new(Body::from_http_body(Frames(VecDeque::from([data, Frame::trailers(trailers)]))));
+    if query != "unnamed" {
+        let names = HeaderValue::from_static("x-checksum, X-Sum, set-cookie, x-marcato-error");
+        response.headers_mut().insert("trailer", names);
+    }
+    Ok(response)
+}
+
 async fn outbound(url: &str) -> Result<Response<Body>, Error> {
     let request = Request::get(url.parse::<Uri>()?).body(Body::empty())?;
     match Client::new().send(request).await {
@@ -120,6 +153,21 @@ async fn outbound(url: &str) -> Result<Response<Body>, Error> {
             text(format!("outbound {status}\n"))
         }
         Err(error) => text(format!("outbound refused: {error:#}\n")),
+    }
+}
+
+/// A body that is all there.
+struct Frames(VecDeque<Frame<Bytes>>);
+
+impl HttpBody for Frames {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        std::task::Poll::Ready(self.0.pop_front().map(Ok))
     }
 }
 
