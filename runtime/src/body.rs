@@ -20,8 +20,9 @@ use wasmtime_wasi_http::{Error, WasiBody};
 use crate::accounting;
 use crate::error::InvokeError;
 use crate::instance::Inner;
-use crate::invoke::{self, Failure, Running};
+use crate::invoke::{self, Failure};
 use crate::limits::{Limit, LimitCounters};
+use crate::running::Running;
 use crate::usage;
 
 /// Any error of a body's source.
@@ -122,15 +123,18 @@ impl GuestBody {
 
     /// Takes what the guest has made already. A short answer is whole then: it goes out in one piece and with
     /// its length, and the sandbox is free before the first byte leaves. Errors: it failed before any byte left.
-    pub(crate) fn read_ahead(&mut self, cx: &mut Context<'_>) -> Result<(), InvokeError> {
+    pub(crate) fn read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), InvokeError>> {
         while self.ahead.len() < FRAMES_AHEAD {
+            // Asked before the body is: what a turn elsewhere makes is then there, or its end wakes us.
+            let at_work = self.running.as_ref().is_some_and(|running| running.poll_turn(cx).is_pending());
             match self.poll(cx) {
                 Poll::Ready(Some(Ok(frame))) => self.ahead.push_back(frame),
-                Poll::Ready(Some(Err(BodyError(error)))) => return Err(error),
+                Poll::Ready(Some(Err(BodyError(error)))) => return Poll::Ready(Err(error)),
+                Poll::Pending if at_work => return Poll::Pending,
                 Poll::Ready(None) | Poll::Pending => break,
             }
         }
-        Ok(())
+        Poll::Ready(Ok(()))
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

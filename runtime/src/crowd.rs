@@ -18,6 +18,7 @@ use crate::instance::Inner;
 use crate::invoke::{self, AnswerSender, Failure};
 use crate::limits::CpuMeter;
 use crate::logs::SandboxLog;
+use crate::running;
 use crate::sandbox::{Host, Proxy};
 use crate::share::Task;
 
@@ -182,7 +183,7 @@ impl State {
 async fn run(inner: Arc<Inner>, state: Arc<State>, mut jobs: mpsc::Receiver<Job>) {
     let meter = Arc::new(CpuMeter::default());
     let log = Arc::new(SandboxLog::new(Arc::clone(&inner.log)));
-    let payer = invoke::payer(&inner, &meter);
+    let payer = running::payer(&inner, &meter);
     let life = {
         let (inner, state, log) = (Arc::clone(&inner), Arc::clone(&state), Arc::clone(&log));
         async move { live(&inner, &state, &mut jobs, &meter, &log).await }

@@ -8,7 +8,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::channel::oneshot;
@@ -31,8 +31,8 @@ use crate::error::{self, InvokeError, LoadError};
 use crate::instance::{Inner, Ticket};
 use crate::limits::{CpuMeter, Limit};
 use crate::logs::SandboxLog;
+use crate::running::Running;
 use crate::sandbox::{Host, NoSandbox, Pre, Proxy, Sandbox};
-use crate::share::{Lost, Payer, Task};
 use crate::usage;
 
 /// The head of a guest's answer; an error is what the guest said went wrong.
@@ -134,111 +134,6 @@ impl Times {
     }
 }
 
-/// What a request waits for.
-enum Work {
-    /// A sandbox of its own.
-    Own(Task<Result<(), Failure>>),
-    /// A sandbox that others are in too, which has a task of its own.
-    Shared(BoxFuture<'static, Result<(), Failure>>),
-}
-
-/// A sandbox at work on one request. Dropping it ends the sandbox.
-pub(crate) struct Running {
-    inner: Arc<Inner>,
-    work: Option<Work>,
-    meter: Arc<CpuMeter>,
-    used_before_ns: u64,
-    /// Tells a shared sandbox that the response is out.
-    finished: Option<Arc<AtomicBool>>,
-    _ticket: Arc<Ticket>,
-}
-
-impl Running {
-    fn new(inner: &Arc<Inner>, ticket: Arc<Ticket>, request: http::Request<WasiBody>, answer: AnswerSender) -> Self {
-        if crowd::is_shared(inner) {
-            let (work, finished) = inner.crowd.enter(inner, request, answer);
-            let (inner, meter) = (Arc::clone(inner), Arc::default());
-            let work = Some(Work::Shared(Box::pin(work)));
-            return Self { inner, work, meter, used_before_ns: 0, finished: Some(finished), _ticket: ticket };
-        }
-        let id: Arc<str> = request_id(request.headers()).into();
-        let idle = inner.take_idle();
-        let (meter, log) = match &idle {
-            Some(sandbox) => {
-                let host = sandbox.store.data();
-                (Arc::clone(&host.meter), Arc::clone(&host.log))
-            }
-            None => (Arc::new(CpuMeter::default()), Arc::new(SandboxLog::new(Arc::clone(&inner.log)))),
-        };
-        log.begin(id);
-        meter.grant(inner.config.limits.cpu_ms.0.saturating_mul(1_000_000));
-        let work = work(Arc::clone(inner), idle, Arc::clone(&meter), log, request, answer);
-        // A sandbox that ends on another thread is in flight until it has.
-        let held = Arc::clone(&ticket);
-        let task = Task::new(payer(inner, &meter), async move {
-            let result = work.await;
-            drop(held);
-            result
-        });
-        let (used_before_ns, work) = (meter.used_ns(), Some(Work::Own(task)));
-        Self { inner: Arc::clone(inner), work, meter, used_before_ns, finished: None, _ticket: ticket }
-    }
-
-    /// Lets the sandbox run. Ready when it is done with the request; then it is gone or kept for another.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        let result = match &mut self.work {
-            Some(Work::Own(task)) => task.poll(cx).map(|result| result.unwrap_or_else(|lost| Err(lost.into()))),
-            Some(Work::Shared(work)) => work.as_mut().poll(cx),
-            None => return Poll::Ready(Ok(())),
-        };
-        if result.is_ready() {
-            self.work = None;
-        }
-        result
-    }
-
-    /// Ends the sandbox.
-    pub(crate) fn kill(&mut self) {
-        self.work = None;
-    }
-
-    /// The whole response is out. True when there is nothing left to wait for.
-    pub(crate) fn is_done(&self) -> bool {
-        if let Some(finished) = &self.finished {
-            finished.store(true, Ordering::SeqCst);
-            return true;
-        }
-        self.work.is_none()
-    }
-
-    pub(crate) fn inner(&self) -> &Arc<Inner> {
-        &self.inner
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let used = self.meter.used_ns().saturating_sub(self.used_before_ns);
-        self.inner.limits.peak(Limit::CpuMs, used / 1_000_000);
-    }
-}
-
-/// Who pays for the CPU time of a sandbox.
-pub(crate) fn payer(inner: &Inner, meter: &Arc<CpuMeter>) -> Payer {
-    Payer {
-        shares: inner.machine.shares.clone(),
-        share: Arc::clone(&inner.account.share),
-        meter: Arc::clone(meter),
-        counters: Arc::clone(&inner.counters),
-    }
-}
-
-impl From<Lost> for Failure {
-    fn from(lost: Lost) -> Self {
-        Self::guest(format!("{lost}: {}", lost.0))
-    }
-}
-
 /// Counts and logs a failure.
 pub(crate) fn record(inner: &Inner, request_id: &str, failure: Failure) -> InvokeError {
     if let Some(limit) = failure.limit {
@@ -310,7 +205,7 @@ pub(crate) async fn handle(
             let announced = content_length(response.headers());
             let (mut parts, body) = response.into_parts();
             let mut body = GuestBody::new(body, running, times.deadline, id, announced);
-            std::future::poll_fn(|cx| Poll::Ready(body.read_ahead(cx))).await?;
+            std::future::poll_fn(|cx| body.read_ahead(cx)).await?;
             body.announce_trailers(&mut parts.headers);
             Ok(http::Response::from_parts(parts, ResponseBody::new(body)))
         }
@@ -348,7 +243,7 @@ fn check_response(inner: &Inner, mut response: http::Response<WasiBody>) -> Resu
 }
 
 /// Everything that a sandbox does for one request, from its making to its end.
-async fn work(
+pub(crate) async fn work(
     inner: Arc<Inner>,
     idle: Option<Sandbox>,
     meter: Arc<CpuMeter>,

@@ -27,6 +27,7 @@ mod link;
 mod logs;
 mod metered;
 mod module;
+mod running;
 mod runtime;
 mod sandbox;
 mod services;

@@ -5,10 +5,11 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
+use futures::task::AtomicWaker;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -113,8 +114,25 @@ enum Back<T> {
 
 enum Place<T> {
     Here(Work<T>),
-    Lane(AbortOnDropHandle<Back<T>>),
+    Lane { task: AbortOnDropHandle<Back<T>>, turn: Arc<AtTurn> },
     Done,
+}
+
+/// Whether work in the lane has its turn right now, or its first one is still to come.
+struct AtTurn {
+    now: AtomicBool,
+    owner: AtomicWaker,
+}
+
+impl AtTurn {
+    const fn new() -> Self {
+        Self { now: AtomicBool::new(true), owner: AtomicWaker::new() }
+    }
+
+    fn end(&self) {
+        self.now.store(false, Ordering::SeqCst);
+        self.owner.wake();
+    }
 }
 
 /// Work that is paid for, wherever it runs. Dropping it ends the work: at once, or after its present turn in the lane.
@@ -144,7 +162,7 @@ impl<T: Send + 'static> Task<T> {
                     self.send(0);
                 }
                 Place::Here(_) => self.send(CALM),
-                Place::Lane(task) => match ready!(Pin::new(task).poll(cx)) {
+                Place::Lane { task, .. } => match ready!(Pin::new(task).poll(cx)) {
                     Ok(Back::Home(work)) => self.place = Place::Here(work),
                     Ok(Back::Done(result)) => {
                         self.place = Place::Done;
@@ -160,6 +178,13 @@ impl<T: Send + 'static> Task<T> {
         }
     }
 
+    /// Ready when the work is not at a turn elsewhere: what it makes in this turn is made.
+    pub(crate) fn poll_turn(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Place::Lane { turn, .. } = &self.place else { return Poll::Ready(()) };
+        turn.owner.register(cx.waker());
+        if turn.now.load(Ordering::SeqCst) { Poll::Pending } else { Poll::Ready(()) }
+    }
+
     /// To the lane.
     fn send(&mut self, short_turns: u32) {
         let shares = &self.payer.shares.0;
@@ -167,8 +192,10 @@ impl<T: Send + 'static> Task<T> {
             (Place::Here(work), Some(lane)) => {
                 let turns = Arc::clone(&shares.turns);
                 let (payer, work) = (self.payer.clone(), Some(work));
-                let visit = Visit { payer, work, turns, turn: None, joined: Instant::now(), short_turns };
-                Place::Lane(AbortOnDropHandle::new(lane.spawn(visit)))
+                let at_turn = Arc::new(AtTurn::new());
+                let turn = Arc::clone(&at_turn);
+                let visit = Visit { payer, work, turns, turn: None, at_turn, joined: Instant::now(), short_turns };
+                Place::Lane { task: AbortOnDropHandle::new(lane.spawn(visit)), turn }
             }
             (place, _) => place,
         };
@@ -181,6 +208,7 @@ struct Visit<T> {
     work: Option<Work<T>>,
     turns: Arc<Turns>,
     turn: Option<Turn>,
+    at_turn: Arc<AtTurn>,
     joined: Instant,
     /// In a row.
     short_turns: u32,
@@ -211,7 +239,9 @@ impl<T> Future for Visit<T> {
             return Poll::Pending;
         }
         this.payer.shares.waited_in_lane(this.joined.elapsed());
+        this.at_turn.now.store(true, Ordering::SeqCst);
         let (polled, ns) = this.payer.poll(|| work.as_mut().poll(cx));
+        this.at_turn.end();
         if polled.is_pending() && is_long(ns) {
             // It was interrupted and wants to go on. It is in line before its place is free: tokio wakes those who yield
             // when all others were served, whoever's they are.
