@@ -28,6 +28,9 @@ use crate::error::RuntimeError;
 /// `cap_millis` of an app without a cap.
 const NO_CAP: u32 = u32::MAX;
 
+/// Threads of connections are asked once in so many looks how long tasks wait there.
+const LOOKS_PER_DELAY: u64 = 5;
+
 /// An app that used no CPU time for so long wants none.
 const FORGET_AFTER: Duration = Duration::from_secs(1);
 
@@ -112,6 +115,8 @@ struct Inner {
     /// The threads of connections, and how long what becomes ready there waits.
     front: Vec<Handle>,
     delay_us: Arc<AtomicU64>,
+    /// How often shares were looked at.
+    looks: AtomicU64,
     /// Off: nobody goes to the lane.
     on: bool,
     active: Mutex<Vec<Active>>,
@@ -128,7 +133,15 @@ impl Shares {
     pub(crate) fn new(front: Vec<Handle>, on: bool) -> Result<Self, RuntimeError> {
         let turns = Arc::new(Turns::new(front.len().max(1)));
         let lane = Lane::start(front.len().max(1))?;
-        Ok(Self(Arc::new(Inner { lane, turns, front, delay_us: Arc::default(), on, active: Mutex::default() })))
+        Ok(Self(Arc::new(Inner {
+            lane,
+            turns,
+            front,
+            delay_us: Arc::default(),
+            looks: AtomicU64::new(0),
+            on,
+            active: Mutex::default(),
+        })))
     }
 
     /// A guest had a turn.
@@ -178,7 +191,7 @@ impl Shares {
         if freed {
             self.0.turns.grant();
         }
-        if !alone {
+        if !alone && self.0.looks.fetch_add(1, Ordering::Relaxed).is_multiple_of(LOOKS_PER_DELAY) {
             self.measure_delay();
         }
         waits

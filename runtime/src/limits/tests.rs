@@ -108,9 +108,9 @@ fn the_hosts_total_holds_between_threads() {
 fn the_meter_counts_this_threads_time_and_stops_at_its_budget() {
     let meter = CpuMeter::default();
     meter.grant(2_000_000);
-    meter.poll(|| assert_eq!(meter.turn(), Turn::Short));
+    meter.poll(TURN, || assert_eq!(meter.turn(), Turn::Short));
     let mut turns = 0_u64;
-    meter.poll(|| {
+    meter.poll(TURN, || {
         while meter.turn() != Turn::Exhausted {
             turns = std::hint::black_box(turns + 1);
         }
@@ -119,8 +119,8 @@ fn the_meter_counts_this_threads_time_and_stops_at_its_budget() {
     assert!(meter.used_ns() >= 2_000_000);
     // The next request has a budget of its own.
     meter.grant(1_000_000_000);
-    meter.poll(|| assert_eq!(meter.turn(), Turn::Short));
-    meter.poll(|| while meter.turn() == Turn::Short {});
-    meter.poll(|| assert_eq!(meter.turn(), Turn::Short, "a new turn"));
+    meter.poll(TURN, || assert_eq!(meter.turn(), Turn::Short));
+    meter.poll(TURN, || while meter.turn() == Turn::Short {});
+    meter.poll(TURN, || assert_eq!(meter.turn(), Turn::Short, "a new turn"));
     assert!(meter.used_ns() >= 3_000_000);
 }

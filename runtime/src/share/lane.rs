@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::task::AtomicWaker;
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -17,7 +17,7 @@ use super::turns::{Turn, Turns};
 use super::{Share, Shares};
 use crate::error::RuntimeError;
 use crate::instance::Counters;
-use crate::limits::{CpuMeter, TURN};
+use crate::limits::{CpuMeter, LANE_TURN, TURN};
 
 /// How much nicer (sched(7)) the lane's threads are than those of connections: a third of their weight where both want
 /// the same core, and a connection that becomes ready need not wait for a guest that computes.
@@ -91,17 +91,13 @@ pub(crate) struct Payer {
 }
 
 impl Payer {
-    /// Polls, and pays for it.
-    fn poll<R>(&self, poll: impl FnOnce() -> R) -> (R, u64) {
-        let (result, ns) = self.meter.poll(poll);
+    /// Polls, as a turn of this length, and pays for it. True: it lasted.
+    fn poll<R>(&self, turn: Duration, poll: impl FnOnce() -> R) -> (R, u64, bool) {
+        let (result, ns) = self.meter.poll(turn, poll);
         self.counters.cpu_ns.fetch_add(ns, Ordering::Relaxed);
         self.shares.spent(&self.share, ns);
-        (result, ns)
+        (result, ns, u128::from(ns) >= turn.as_nanos())
     }
-}
-
-fn is_long(ns: u64) -> bool {
-    u128::from(ns) >= TURN.as_nanos()
 }
 
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -151,12 +147,12 @@ impl<T: Send + 'static> Task<T> {
         loop {
             match &mut self.place {
                 Place::Here(work) if !self.payer.share.is_behind() => {
-                    let (polled, ns) = self.payer.poll(|| work.as_mut().poll(cx));
+                    let (polled, _, long) = self.payer.poll(TURN, || work.as_mut().poll(cx));
                     if let Poll::Ready(result) = polled {
                         self.place = Place::Done;
                         return Poll::Ready(Ok(result));
                     }
-                    if !is_long(ns) || !self.payer.shares.0.on {
+                    if !long || !self.payer.shares.0.on {
                         return Poll::Pending;
                     }
                     self.send(0);
@@ -240,16 +236,16 @@ impl<T> Future for Visit<T> {
         }
         this.payer.shares.waited_in_lane(this.joined.elapsed());
         this.at_turn.now.store(true, Ordering::SeqCst);
-        let (polled, ns) = this.payer.poll(|| work.as_mut().poll(cx));
+        let (polled, ns, long) = this.payer.poll(LANE_TURN, || work.as_mut().poll(cx));
         this.at_turn.end();
-        if polled.is_pending() && is_long(ns) {
+        if polled.is_pending() && long {
             // It was interrupted and wants to go on. It is in line before its place is free: tokio wakes those who yield
             // when all others were served, whoever's they are.
             this.joined = Instant::now();
             this.turn = Some(this.turns.join(&this.payer.share, cx.waker()));
         }
         turn.end(ns);
-        this.short_turns = if is_long(ns) { 0 } else { this.short_turns.saturating_add(1) };
+        this.short_turns = if long { 0 } else { this.short_turns.saturating_add(1) };
         polled.map(Back::Done)
     }
 }

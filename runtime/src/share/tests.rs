@@ -79,6 +79,15 @@ async fn guests_that_compute_share_by_the_weight_of_their_apps_and_not_by_their_
     assert!((2.5..=3.5).contains(&ratio), "{used:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shares_hold_over_several_threads() {
+    let shares = Shares::new(vec![Handle::current(), Handle::current()], true).unwrap();
+    let apps = [(share(100, None), 6), (share(300, None), 3)];
+    let used = compete(&apps, &shares, Duration::from_millis(600)).await;
+    let ratio = used[1] as f64 / used[0] as f64;
+    assert!((2.5..=3.5).contains(&ratio), "{used:?}");
+}
+
 #[tokio::test]
 async fn a_long_turn_goes_to_the_lane_and_calm_work_comes_home() {
     let shares = Shares::new(Vec::new(), true).unwrap();

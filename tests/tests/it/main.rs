@@ -18,6 +18,7 @@ mod policy;
 mod protocols;
 mod samples;
 mod security;
+mod shares;
 mod soak;
 mod streams;
 mod trailers;

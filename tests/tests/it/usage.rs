@@ -21,9 +21,9 @@ const WRITTEN_WITHIN: Duration = Duration::from_secs(4);
 
 /// What apps used, in all.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Used {
+pub(crate) struct Used {
     requests: u64,
-    cpu_ms: u64,
+    pub(crate) cpu_ms: u64,
     memory_mb_s: u64,
     bytes_in: u64,
     bytes_out: u64,
@@ -58,7 +58,7 @@ async fn used(cluster: &Cluster, apps: &[&str]) -> Result<Used> {
 }
 
 /// The same, once so many requests were counted and nothing changes any more.
-async fn settled(cluster: &Cluster, apps: &[&str], requests: u64) -> Result<Used> {
+pub(crate) async fn settled(cluster: &Cluster, apps: &[&str], requests: u64) -> Result<Used> {
     let last = std::sync::Mutex::new((Instant::now(), Used::default()));
     until(&format!("{requests} requests of {apps:?} to be counted"), BOUND, || async {
         let now = used(cluster, apps).await?;
@@ -97,7 +97,7 @@ async fn rested(pid: Pid) -> Result<u64> {
 }
 
 /// Limits that no good request meets.
-fn wide(c: &mut RevisionConfig) {
+pub(crate) fn wide(c: &mut RevisionConfig) {
     c.limits.cpu_ms = Millis::secs(600);
     c.limits.time_ms = Millis::secs(600);
 }
