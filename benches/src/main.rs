@@ -27,6 +27,28 @@ struct Arguments {
     /// One short round: to see that it works, not to measure.
     #[arg(long)]
     quick: bool,
+    /// One part alone; results and budgets are not written over.
+    #[arg(long)]
+    only: Option<Part>,
+}
+
+/// A part of the run.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Side by side with the peers.
+    Peers,
+    /// Starts, pushes, first requests.
+    Moments,
+    /// Apps at rest.
+    Idle,
+    /// An app beside hostile ones.
+    Neighbours,
+}
+
+impl Arguments {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part)
+    }
 }
 
 fn main() -> Result<()> {
@@ -42,36 +64,41 @@ async fn bench(arguments: &Arguments) -> Result<()> {
     };
     let hello = arguments.guests.join("hello.wasm");
     let mut notes = Vec::new();
-    let measured = side_by_side(arguments, &hello, shape, &mut notes).await?;
-    eprintln!("bench: moments");
-    let moments = match measure_moments(&hello, if arguments.quick { 1 } else { 5 }).await {
-        Ok(moments) => Some(moments),
-        Err(error) => {
-            notes.push(format!("The moments are missing: {error:#}."));
-            None
-        }
+    let measured = if arguments.wants(Part::Peers) {
+        side_by_side(arguments, &hello, shape, &mut notes).await?
+    } else {
+        Vec::new()
     };
-    eprintln!("bench: apps at rest");
-    let large = [("JavaScript", "guest-javascript.wasm"), ("Python", "guest-python.wasm")]
-        .map(|(name, file)| (name, arguments.guests.join(file)));
-    let idle = match measure_idle(&hello, &large, arguments.quick).await {
-        Ok(idle) => Some(idle),
-        Err(error) => {
-            notes.push(format!("Apps at rest are missing: {error:#}."));
-            None
+    let mut missing = |what: &str, error: anyhow::Error| notes.push(format!("{what} missing: {error:#}."));
+    let mut moments = None;
+    if arguments.wants(Part::Moments) {
+        eprintln!("bench: moments");
+        match measure_moments(&hello, if arguments.quick { 1 } else { 5 }).await {
+            Ok(found) => moments = Some(found),
+            Err(error) => missing("The moments are", error),
         }
-    };
-    eprintln!("bench: neighbours");
-    let fair = match measure_fairness(&arguments.guests, arguments.quick).await {
-        Ok(fair) => fair,
-        Err(error) => {
-            notes.push(format!("Neighbours are missing: {error:#}."));
-            Vec::new()
+    }
+    let mut idle = None;
+    if arguments.wants(Part::Idle) {
+        eprintln!("bench: apps at rest");
+        let large = [("JavaScript", "guest-javascript.wasm"), ("Python", "guest-python.wasm")]
+            .map(|(name, file)| (name, arguments.guests.join(file)));
+        match measure_idle(&hello, &large, arguments.quick).await {
+            Ok(found) => idle = Some(found),
+            Err(error) => missing("Apps at rest are", error),
         }
-    };
+    }
+    let mut fair = Vec::new();
+    if arguments.wants(Part::Neighbours) {
+        eprintln!("bench: neighbours");
+        match measure_fairness(&arguments.guests, arguments.quick).await {
+            Ok(found) => fair = found,
+            Err(error) => missing("Neighbours are", error),
+        }
+    }
     notes.push("Spin is in no package registry that this run could use: no row.".into());
     let results = Results { measured: &measured, moments: moments.as_ref(), idle: idle.as_ref(), fair: &fair };
-    write(&arguments.output, &results, &notes, arguments.quick)
+    write(&arguments.output, &results, &notes, arguments.quick || arguments.only.is_some())
 }
 
 async fn side_by_side(
@@ -131,7 +158,7 @@ fn write(output: &Path, found: &Results<'_>, notes: &[String], quick: bool) -> R
         processor(),
         command("uname", &["-r"]),
         command("git", &["rev-parse", "--short", "HEAD"]),
-        if quick { "; a QUICK run: its numbers mean nothing" } else { "" },
+        if quick { "; a quick or partial run" } else { "" },
     );
     let text = render(&machine, found, notes);
     println!("{text}");
