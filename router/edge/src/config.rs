@@ -43,8 +43,9 @@ pub struct EdgeConfig {
     pub reconnect_wait_ms: Millis,
     /// Requests that may wait at once in those two ways. More fail at once.
     pub max_waiting: usize,
-    /// How long a client waits for the news that its app's queue is full. One that asks again at once would take the
-    /// router's time, and the hosts', from other apps; `Retry-After` asks for as long.
+    /// How long a client waits, on average, for the news that its app's queue or memory is full: half as long to half as
+    /// long again. One that asks again at once would take the router's time, and the hosts', from other apps;
+    /// `Retry-After` asks for as long.
     pub refusal_hold_ms: Millis,
     /// Clients that may wait so at once. More hear it at once.
     pub max_held: usize,

@@ -56,7 +56,7 @@ pub(crate) async fn serve(
             response.map(|stream| Download::stream(stream, exchange))
         }
         Err(refusal) => {
-            if refusal.kind == ProblemKind::QueueFull {
+            if matches!(refusal.kind, ProblemKind::QueueFull | ProblemKind::MemoryExhausted) {
                 hold(&shared).await;
             }
             exchange.status = refusal.status.as_u16();
@@ -69,11 +69,12 @@ pub(crate) async fn serve(
     })
 }
 
-/// Has a client that came to a full queue wait before it hears so.
+/// Has a client whose app is full wait before it hears so; each for another time, lest they all come back at once.
 async fn hold(shared: &Shared) {
     if let Ok(_place) = shared.held.try_acquire() {
         shared.metrics.holds.inc();
-        sleep(shared.cfg.refusal_hold_ms.into()).await;
+        let mean = Duration::from(shared.cfg.refusal_hold_ms);
+        sleep(mean.mul_f64(0.5 + rand::random::<f64>())).await;
     }
 }
 
