@@ -1,5 +1,6 @@
 //! Makes a plan whenever the store or the hosts say something new, and carries out its parts in their order:
-//! phases and placement become durable, the edge gets its table, then the hosts are told.
+//! phases and placement become durable, the edge gets its table, then the hosts are told. That a revision serves is
+//! said once the edge has the table with it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marcato_api::{App, AppName, HostState, RevisionNumber, StoreRevision};
+use marcato_api::{App, AppName, HostState, RevisionNumber, RevisionPhase, StoreRevision};
 use marcato_plan::{AppInput, HostInput, Inputs, Placement, Plan, Provision, ServiceInput, Settings, plan};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -81,7 +82,10 @@ impl Conductor {
         }
         let inputs = inputs(&desired, &observed, placement);
         let made = plan(&inputs);
-        for change in &made.phases {
+        // Whoever reads that a revision serves may ask it at once: that is said last.
+        let (serving, others): (Vec<_>, Vec<_>) =
+            made.phases.iter().partition(|change| change.phase == RevisionPhase::Serving);
+        for change in others {
             state.set_revision_phase(&change.app, change.revision, change.phase, change.failure.clone()).await?;
         }
         if made.placement != inputs.placement || version.is_none() {
@@ -91,6 +95,9 @@ impl Conductor {
         self.forget_services(&desired, &observed).await?;
         let unsettled = made.unsettled || !made.phases.is_empty();
         self.carry_out(&inputs.apps, &desired, &made);
+        for change in serving {
+            state.set_revision_phase(&change.app, change.revision, change.phase, change.failure.clone()).await?;
+        }
         Ok(Turn::Done { unsettled })
     }
 
