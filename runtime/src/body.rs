@@ -104,6 +104,8 @@ pub(crate) struct GuestBody {
     announced: Option<u64>,
     sent: u64,
     ended: bool,
+    /// The head has not gone out: nobody waits for the body yet.
+    head_waits: bool,
 }
 
 impl GuestBody {
@@ -118,7 +120,8 @@ impl GuestBody {
         let idle = Idle::new(&running.inner().config.limits);
         let inner = Arc::clone(running.inner());
         let (running, ahead) = (Some(running), VecDeque::new());
-        Self { body, ahead, inner, running, timer, idle, deadline, request_id, announced, sent: 0, ended: false }
+        let (sent, ended, head_waits) = (0, false, true);
+        Self { body, ahead, inner, running, timer, idle, deadline, request_id, announced, sent, ended, head_waits }
     }
 
     /// Takes what the guest has made already. A short answer is whole then: it goes out in one piece and with
@@ -134,6 +137,7 @@ impl GuestBody {
                 Poll::Ready(None) | Poll::Pending => break,
             }
         }
+        self.head_waits = false;
         Poll::Ready(Ok(()))
     }
 
@@ -164,6 +168,9 @@ impl GuestBody {
             Poll::Pending => {
                 let late = self.timer.as_mut().poll(cx).is_ready();
                 if !late {
+                    if self.head_waits {
+                        return Poll::Pending;
+                    }
                     ready!(self.idle.poll(cx));
                 }
                 match &self.running {
