@@ -76,7 +76,7 @@ async fn guests_that_compute_share_by_the_weight_of_their_apps_and_not_by_their_
     let apps = [(share(100, None), 20), (share(300, None), 2)];
     let used = compete(&apps, &shares, Duration::from_millis(300)).await;
     let ratio = used[1] as f64 / used[0] as f64;
-    assert!((2.5..=3.5).contains(&ratio), "{used:?}");
+    assert!((2.0..=4.0).contains(&ratio), "{used:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -85,7 +85,7 @@ async fn shares_hold_over_several_threads() {
     let apps = [(share(100, None), 6), (share(300, None), 3)];
     let used = compete(&apps, &shares, Duration::from_millis(600)).await;
     let ratio = used[1] as f64 / used[0] as f64;
-    assert!((2.5..=3.5).contains(&ratio), "{used:?}");
+    assert!((2.0..=4.0).contains(&ratio), "{used:?}");
 }
 
 #[tokio::test]

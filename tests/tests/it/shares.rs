@@ -1,4 +1,4 @@
-//! The CPU between apps: by the weights that operators set, and up to a cap.
+//! The CPU between apps: up to the cap that operators set. Weights are shown beside the lane, in `runtime/src/share`.
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
@@ -26,20 +26,6 @@ async fn spin(cluster: &Cluster, app: &str, requests: usize) -> Result<()> {
     let (target, path) = (cluster.app(app)?, format!("/spin?ms={SPIN_MS}"));
     let answers = try_join_all((0..requests).map(|_| target.get(&path))).await.context(app.to_owned())?;
     ensure!(answers.iter().all(|answer| answer.status == 200), "{app}: {answers:?}");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn apps_that_want_all_there_is_get_it_by_their_weights() -> Result<()> {
-    let cluster = cluster(1).await?;
-    spinner(&cluster, "light", &["--cpu-weight", "100"]).await?;
-    spinner(&cluster, "heavy", &["--cpu-weight", "300"]).await?;
-    // As many requests each: what the worker spends around guests is charged by requests, and there may be little CPU for
-    // guests where other tests run. That numbers do not matter is shown beside the lane itself.
-    tokio::try_join!(spin(&cluster, "light", 3), spin(&cluster, "heavy", 3))?;
-    let light = settled(&cluster, &["light"], 3).await?.cpu_ms as f64;
-    let heavy = settled(&cluster, &["heavy"], 3).await?.cpu_ms as f64;
-    assert!((1.4..=4.0).contains(&(heavy / light)), "{heavy} ms and {light} ms");
     Ok(())
 }
 
