@@ -331,7 +331,8 @@ async fn what_was_reported_survives_kills_at_any_moment() -> Result<()> {
         // Both at once, at the end.
         let both = if round == 5 { worker(&cluster, "app-shop").await.ok() } else { None };
         for pid in whom.into_iter().chain(both) {
-            kill_now(pid)?;
+            // It may have ended since: a worker ends with its daemon, which was killed a moment ago.
+            drop(kill_now(pid));
         }
         slack += 1;
         load.answered(10).await?;
