@@ -129,16 +129,22 @@ impl GuestBody {
     pub(crate) fn read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), InvokeError>> {
         while self.ahead.len() < FRAMES_AHEAD {
             // Asked before the body is: what a turn elsewhere makes is then there, or its end wakes us.
-            let at_work = self.running.as_ref().is_some_and(|running| running.poll_turn(cx).is_pending());
+            let at_work = self.is_at_work(cx);
             match self.poll(cx) {
                 Poll::Ready(Some(Ok(frame))) => self.ahead.push_back(frame),
                 Poll::Ready(Some(Err(BodyError(error)))) => return Poll::Ready(Err(error)),
-                Poll::Pending if at_work => return Poll::Pending,
+                // It may have begun a turn elsewhere just now.
+                Poll::Pending if at_work || self.is_at_work(cx) => return Poll::Pending,
                 Poll::Ready(None) | Poll::Pending => break,
             }
         }
         self.head_waits = false;
         Poll::Ready(Ok(()))
+    }
+
+    /// The guest has its turn on another thread, whose end wakes us.
+    fn is_at_work(&self, cx: &mut Context<'_>) -> bool {
+        self.running.as_ref().is_some_and(|running| running.poll_turn(cx).is_pending())
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

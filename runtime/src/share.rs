@@ -43,6 +43,8 @@ pub(crate) struct Share {
     used_ns: AtomicU64,
     /// Turns that took it.
     turns: AtomicU64,
+    /// Those of them that were long.
+    long_turns: AtomicU64,
     /// It is among those that are looked at.
     listed: AtomicBool,
     /// Its guests run in the lane.
@@ -62,6 +64,7 @@ impl Share {
             cap_millis: AtomicU32::new(NO_CAP),
             used_ns: AtomicU64::new(0),
             turns: AtomicU64::new(0),
+            long_turns: AtomicU64::new(0),
             listed: AtomicBool::new(false),
             behind: AtomicBool::new(false),
             capped: AtomicBool::new(false),
@@ -101,7 +104,8 @@ impl Share {
     }
 
     fn seen(&self) -> Seen {
-        Seen { used_ns: self.used_ns.load(Ordering::Relaxed), turns: self.turns.load(Ordering::Relaxed) }
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Seen { used_ns: read(&self.used_ns), turns: read(&self.turns), long_turns: read(&self.long_turns) }
     }
 }
 
@@ -148,10 +152,13 @@ impl Shares {
     fn spent(&self, share: &Arc<Share>, ns: u64) {
         share.used_ns.fetch_add(ns, Ordering::Relaxed);
         share.turns.fetch_add(1, Ordering::Relaxed);
+        if ns >= balance::LONG_NS {
+            share.long_turns.fetch_add(1, Ordering::Relaxed);
+        }
         if !share.listed.load(Ordering::Relaxed) && !share.listed.swap(true, Ordering::Relaxed) {
             // What it used just now counts: it is looked at from before this turn.
             let seen = share.seen();
-            let before = Seen { used_ns: seen.used_ns.saturating_sub(ns), turns: seen.turns.saturating_sub(1) };
+            let before = Seen { used_ns: seen.used_ns.saturating_sub(ns), turns: seen.turns.saturating_sub(1), ..seen };
             self.active().push(Active { share: Arc::clone(share), account: Account::new(before) });
         }
     }

@@ -194,6 +194,8 @@ async fn attend(
                 readiness.confinement,
                 results,
             );
+            // What came while the process started was not in its set-up, and there was nobody to tell.
+            worker.tell_tls();
             // It has its instances by now, which it may not have had at its start.
             with.lessor.weigh(holder, worker.weight());
             tasks.spawn(tell_leases(peer.clone(), seat.leases));

@@ -383,8 +383,15 @@ impl Worker {
     }
 
     pub(super) fn set_tls(self: &Arc<Self>, tls: IngressTls) {
-        self.state().tls = Some(tls.clone());
-        self.send(Order::Tls(Box::new(tls)));
+        self.state().tls = Some(tls);
+        self.tell_tls();
+    }
+
+    /// Tells the process of the certificate of its ingress, when there are both. To be told twice does no harm.
+    pub(super) fn tell_tls(self: &Arc<Self>) {
+        if let Some(tls) = self.tls() {
+            self.send(Order::Tls(Box::new(tls)));
+        }
     }
 
     /// Asks how it stands; gives what it uses of its lease. One that does not answer in time stands as before.

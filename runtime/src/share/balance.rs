@@ -11,6 +11,10 @@ const BOUND_NS: i64 = 100_000_000;
 const AHEAD_NS: i64 = 10_000_000;
 /// Turns as short as this cost less than a way to the lane: they stand back only where others wait for them.
 const SHORT_NS: u64 = 100_000;
+/// One turn as long as this holds others up, however short the rest are: a guest may take pages in one step that nothing
+/// interrupts. Many such guests begin at once, so an app that has them stands back even where it is alone: whoever comes
+/// next would find all of them before it.
+pub(super) const LONG_NS: u64 = 1_000_000;
 /// What becomes ready on a thread of connections has waited this long: others wait.
 pub(super) const CROWDED_US: u64 = 2_000;
 /// So does a guest in the lane that waited this long.
@@ -25,6 +29,7 @@ const BURST: Duration = Duration::from_millis(100);
 pub(super) struct Seen {
     pub(super) used_ns: u64,
     pub(super) turns: u64,
+    pub(super) long_turns: u64,
 }
 
 /// What is known of an app that used CPU time lately.
@@ -40,17 +45,30 @@ pub(super) struct Account {
     left_ns: i64,
     /// How long ago others had to wait.
     crowded: Duration,
+    /// How long ago a turn was long.
+    long: Duration,
     /// How long it has used nothing.
     pub(super) idle: Duration,
 }
 
 impl Account {
     pub(super) const fn new(seen: Seen) -> Self {
-        Self { seen, ahead_ns: 0, turn_ns: 0, behind: false, left_ns: 0, crowded: REMEMBER, idle: Duration::ZERO }
+        Self {
+            seen,
+            ahead_ns: 0,
+            turn_ns: 0,
+            behind: false,
+            left_ns: 0,
+            crowded: REMEMBER,
+            long: REMEMBER,
+            idle: Duration::ZERO,
+        }
     }
 
     /// What it used since the last time.
     fn take(&mut self, now: Seen, elapsed: Duration) -> u64 {
+        let long = now.long_turns != self.seen.long_turns;
+        self.long = if long { Duration::ZERO } else { self.long.saturating_add(elapsed) };
         let used = now.used_ns.saturating_sub(self.seen.used_ns);
         let turns = now.turns.saturating_sub(self.seen.turns);
         self.seen = now;
@@ -64,11 +82,18 @@ impl Account {
         used
     }
 
-    fn stands_back(&mut self, used: u64, fair: u64, crowded: bool, elapsed: Duration) -> bool {
+    /// Whether it stands back; `fair` is its share of what all used, nothing where no other app wants any.
+    fn stands_back(&mut self, used: u64, fair: Option<u64>, crowded: bool, elapsed: Duration) -> bool {
         self.crowded = if crowded { Duration::ZERO } else { self.crowded.saturating_add(elapsed) };
         let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        self.ahead_ns = (self.ahead_ns + signed(used) - signed(fair)).clamp(-BOUND_NS, BOUND_NS);
-        let in_the_way = self.turn_ns >= SHORT_NS || self.crowded < REMEMBER;
+        let long = self.long < REMEMBER;
+        self.ahead_ns = match fair {
+            Some(fair) => (self.ahead_ns + signed(used) - signed(fair)).clamp(-BOUND_NS, BOUND_NS),
+            // As it would be at once, were there another.
+            None if long => BOUND_NS,
+            None => 0,
+        };
+        let in_the_way = self.turn_ns >= SHORT_NS || long || self.crowded < REMEMBER;
         self.behind = in_the_way && self.ahead_ns > if self.behind { 0 } else { AHEAD_NS };
         self.behind
     }
@@ -114,10 +139,7 @@ pub(super) fn judge<'a>(
     let weights: u64 = seen.iter().map(|(_, weight, _)| weight).sum();
     let verdict = |(account, used): &mut (&mut Account, u64), weight: u64, cap: Option<u32>| {
         let fair = u128::from(total) * u128::from(weight) / u128::from(weights.max(1));
-        let fair = if alone { *used } else { u64::try_from(fair).unwrap_or(u64::MAX) };
-        if alone {
-            account.ahead_ns = 0;
-        }
+        let fair = (!alone).then(|| u64::try_from(fair).unwrap_or(u64::MAX));
         let capped = account.is_capped(*used, cap, elapsed);
         let behind = account.stands_back(*used, fair, crowded, elapsed);
         Verdict { behind: behind || capped, capped }
@@ -166,8 +188,8 @@ mod tests {
     }
 
     #[test]
-    fn nobody_stands_back_alone_nor_for_turns_that_are_in_nobodys_way() {
-        assert_eq!(last(&mut [app(100, None)], &[(4_000, 1)], true, 100), [false]);
+    fn nobody_stands_back_for_turns_that_are_in_nobodys_way() {
+        assert_eq!(last(&mut [app(100, None)], &[(4_000, 20)], true, 100), [false]);
         let short = (3_800, 100);
         let mut apps = [app(100, None), app(100, None)];
         assert_eq!(last(&mut apps, &[short, (50, 2)], false, 200), [false, false]);
@@ -175,6 +197,26 @@ mod tests {
         assert_eq!(last(&mut apps, &[short, (50, 2)], true, 1), [true, false]);
         assert_eq!(last(&mut apps, &[short, (50, 2)], false, 100), [true, false], "that is remembered");
         assert_eq!(last(&mut apps, &[short, (50, 2)], false, 100), [false, false], "for a while");
+    }
+
+    #[test]
+    fn one_long_turn_among_short_ones_is_in_the_way() {
+        let short = (3_800, 100);
+        let mut apps = [app(100, None), app(100, None)];
+        assert_eq!(last(&mut apps, &[short, (50, 2)], false, 200), [false, false]);
+        apps[0].seen.long_turns += 1;
+        assert_eq!(last(&mut apps, &[short, (50, 2)], false, 100), [true, false]);
+        assert_eq!(last(&mut apps, &[short, (50, 2)], false, 100), [false, false], "it is forgotten");
+    }
+
+    #[test]
+    fn who_has_long_turns_stands_back_before_another_comes() {
+        let mut apps = [app(100, None), app(100, None)];
+        let [alone, _] = &mut apps;
+        alone.seen.long_turns += 1;
+        assert_eq!(last(std::slice::from_mut(alone), &[(3_800, 100)], false, 1), [true]);
+        assert_eq!(last(&mut apps, &[(3_800, 100), (50, 1)], false, 1), [true, false]);
+        assert_eq!(last(&mut apps[..1], &[(3_800, 100)], false, 200), [false], "it is forgotten");
     }
 
     #[test]

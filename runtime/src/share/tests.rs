@@ -79,6 +79,23 @@ async fn guests_that_compute_share_by_the_weight_of_their_apps_and_not_by_their_
     assert!((2.0..=4.0).contains(&ratio), "{used:?}");
 }
 
+#[tokio::test]
+async fn threads_of_the_lane_are_nicer_than_others() {
+    async fn nice() -> i32 {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        // Behind the name, which may hold anything; see proc_pid_stat(5).
+        stat.rsplit_once(") ").unwrap().1.split(' ').nth(16).unwrap().parse().unwrap()
+    }
+    let shares = Shares::new(Vec::new(), true).unwrap();
+    let share = share(100, None);
+    let here = nice().await;
+    share.behind.store(true, Ordering::Relaxed);
+    let mut task = Task::new(payer(&shares, &share), nice());
+    let there = poll_fn(|cx| task.poll(cx)).await.unwrap();
+    // What the tests run under may be nice already; the lane has its number whatever that is.
+    assert_eq!((there, here <= there), (5, true), "{here}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shares_hold_over_several_threads() {
     let shares = Shares::new(vec![Handle::current(), Handle::current()], true).unwrap();
