@@ -54,6 +54,12 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// Whether the router lets this host use a service of ours: an instance there is bound to it.
+    pub(crate) fn may_use(&self, host: &HostId, service: &ServiceId) -> bool {
+        let config = self.ledger.current();
+        config.services.iter().any(|s| s.id == *service && !s.deleted && s.users.contains(host))
+    }
+
     /// Takes a component from a stream and has it compiled.
     pub(crate) async fn receive_component<B>(&self, digest: &Digest, body: B) -> ApiResult<()>
     where

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use marcato_balance::TableCell;
-use marcato_control::{Control, ControlConfig, ControlError, Tasks, spawn_tasks};
+use marcato_control::{Control, ControlConfig, ControlError, PlanSettings, Tasks, spawn_tasks};
 use marcato_edge::{Edge, EdgeConfig, EdgeError};
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -32,6 +32,10 @@ pub struct RouterConfig {
     pub https: Vec<TcpListener>,
     /// The admin API's listener (TLS).
     pub admin: TcpListener,
+    /// After what time a silent host's instances are placed elsewhere; `None`: they wait for it.
+    pub dead_after: Option<Duration>,
+    /// At most so many of a hundred hosts are given up at once.
+    pub dead_percent_max: u32,
     /// Runtimes of one thread each that carry requests, one per core (at least one). The control plane runs on
     /// the present one.
     pub workers: Vec<tokio::runtime::Handle>,
@@ -63,6 +67,12 @@ pub async fn run(config: RouterConfig, shutdown: CancellationToken) -> Result<()
     let names = names(config.names, config.https.iter().chain([&config.admin]));
     let admin = listener(config.admin).map_err(RouterError::Listener)?;
     let hangup = signal(SignalKind::hangup()).map_err(RouterError::Signal)?;
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let settings = PlanSettings {
+        dead_after_ms: config.dead_after.map(millis),
+        dead_percent_max: config.dead_percent_max,
+        ..PlanSettings::standard()
+    };
     let control = Control::open(ControlConfig {
         data_dir: config.data_dir,
         cluster_domain: config.domain,
@@ -94,6 +104,7 @@ pub async fn run(config: RouterConfig, shutdown: CancellationToken) -> Result<()
         usage: control.usage().clone(),
         table,
         changed,
+        settings,
     };
     let mut ready = spawn_tasks(tasks, &tracker, &control_end);
     let end = control_end.clone();

@@ -121,6 +121,7 @@ fn base(generation: u64) -> HostConfig {
         kind,
         owner: HostId::new("h1").unwrap(),
         deleted: false,
+        users: vec![HostId::new("h2").unwrap()],
     };
     HostConfig {
         generation: Generation(generation),

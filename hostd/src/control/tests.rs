@@ -5,10 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use marcato_api::{Digest, Generation, HostAddress, HostConfig, LogPage, ProblemKind};
+use marcato_api::{
+    Digest, Generation, HostAddress, HostConfig, HostId, LogPage, ProblemKind, ServiceId, ServiceKind, ServiceSpec,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::testing::{TestCa, TestHost, call_tls, json_request, problem_of};
+use crate::testing::{TestCa, TestHost, call_tls, eventually, json_request, problem_of};
 
 fn config(generation: u64) -> HostConfig {
     HostConfig { generation: Generation(generation), instances: Vec::new(), services: Vec::new(), peers: Vec::new() }
@@ -50,7 +52,7 @@ async fn only_certificates_of_the_cluster_get_in() {
 async fn a_host_may_call_services_and_nothing_else() {
     let host = host().await;
     let peer = host.ca.host("h2");
-    let config = serde_json::to_vec(&config(1)).unwrap();
+    let body = serde_json::to_vec(&config(1)).unwrap();
     let component = format!("/v1/components/{}", Digest::of(b"x"));
     for (method, path) in [
         ("PUT", "/v1/config"),
@@ -64,13 +66,29 @@ async fn a_host_may_call_services_and_nothing_else() {
         ("POST", "/v1/config"),
         ("DELETE", "/v1/services/s1/access"),
     ] {
-        let refused = host.call_as(&peer, json_request(method, path, &config)).await.unwrap();
+        let refused = host.call_as(&peer, json_request(method, path, &body)).await.unwrap();
         assert_eq!(kind(&refused), ProblemKind::Forbidden, "{method} {path}");
     }
     assert_eq!(host.inventory().await.generation, Generation(0));
-    let call = br#"{"get_subject":{"id":"1001"}}"#;
-    let missing = host.call_as(&peer, json_request("POST", "/v1/services/s1/access", call)).await.unwrap();
-    assert_eq!(kind(&missing), ProblemKind::NotFound, "allowed, and there is none");
+    let call = async |id: &str| {
+        let get = br#"{"get_subject":{"id":"1001"}}"#;
+        host.call_as(&peer, json_request("POST", &format!("/v1/services/{id}/access"), get)).await.unwrap()
+    };
+    assert_eq!(kind(&call("s1").await), ProblemKind::Forbidden, "the router let nobody use it");
+    let service = |users: &[&str]| ServiceSpec {
+        id: ServiceId::new("s1").unwrap(),
+        kind: ServiceKind::Access,
+        owner: HostId::new("h1").unwrap(),
+        deleted: false,
+        users: users.iter().map(|id| HostId::new(*id).unwrap()).collect(),
+    };
+    for (generation, users, status) in [(1, &["h2", "h3"][..], 200), (2, &["h3"], 403), (3, &[], 403)] {
+        let wanted = HostConfig { services: vec![service(users)], ..config(generation) };
+        assert_eq!(host.put_config(&wanted).await.status(), 200);
+        eventually(|| async { host.inventory().await.services.iter().any(|s| s.ready).then_some(()) }).await;
+        assert_eq!(call("s1").await.status(), status, "{users:?}");
+        assert_eq!(kind(&call("s2").await), ProblemKind::Forbidden);
+    }
     let health = Request::builder().uri("/version").body(Full::default()).unwrap();
     assert_eq!(host.call_as(&peer, health).await.unwrap().status(), 200);
 }

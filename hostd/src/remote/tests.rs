@@ -7,7 +7,8 @@ use crate::testing::{TestCa, TestHost, eventually};
 use crate::tls;
 
 fn service(id: &str, kind: ServiceKind) -> ServiceSpec {
-    ServiceSpec { id: ServiceId::new(id).unwrap(), kind, owner: HostId::new("h1").unwrap(), deleted: false }
+    let host = |id: &str| HostId::new(id).unwrap();
+    ServiceSpec { id: ServiceId::new(id).unwrap(), kind, owner: host("h1"), deleted: false, users: vec![host("h2")] }
 }
 
 fn calls_of_h2(ca: &TestCa, dir: &std::path::Path, control: &HostAddress) -> Arc<ServiceCalls> {

@@ -24,6 +24,7 @@ pub use ca::{Authority, CaError, Leaf};
 pub use control::{Control, ControlConfig, ControlError};
 pub use files::FileError;
 pub use hosts::HostClients;
+pub use marcato_plan::Settings as PlanSettings;
 pub use observed::{Observed, ObservedCell, ObservedHost};
 pub use state::{
     ComponentRecord, DebugSecret, Deed, Desired, HostRecord, JoinOutcome, JoinTokenRecord, Policies, PolicyRecord,

@@ -5,8 +5,8 @@
 //! (another process, another budget) go the same way.
 
 use marcato_api::{
-    AppState, HostState, InstanceId, InstancePhase, InstanceState, InstanceStatus, Revision, RevisionNumber,
-    RevisionPhase,
+    AppState, HostDuty, HostId, HostState, InstanceId, InstancePhase, InstanceState, InstanceStatus, Revision,
+    RevisionNumber, RevisionPhase,
 };
 
 use crate::inputs::{AppInput, Endpoint, Inputs, PhaseChange, Placed, Plan};
@@ -53,7 +53,7 @@ impl<'a> Step<'_, 'a> {
     }
 
     fn status(&self, placed: &Placed) -> Option<&'a InstanceStatus> {
-        self.fleet.host(&placed.host)?.instance(&placed.id)
+        self.fleet.status(placed)
     }
 
     fn is_ready(&self, placed: &Placed) -> bool {
@@ -70,6 +70,12 @@ impl<'a> Step<'_, 'a> {
             && placed.restarts == self.input.app.restarts
             && placed.provision == self.input.provision
             && placed.state == InstanceState::Running
+            && !self.is_leaving(&placed.host)
+    }
+
+    /// What is on this host is to be elsewhere: it drains, or was silent for too long.
+    fn is_leaving(&self, host: &HostId) -> bool {
+        self.fleet.is_dead(host) || self.fleet.host(host).is_some_and(|h| h.duty == HostDuty::Draining)
     }
 
     /// The revision to serve: the current one, or the stable one when the current one failed.
@@ -165,8 +171,7 @@ impl<'a> Step<'_, 'a> {
     /// Says which of the services that a revision binds it cannot have now.
     fn note_services(&mut self, target: &Revision) {
         for binding in &target.config.bindings {
-            let service = self.inputs.services.iter().find(|s| !s.deleted && s.name == binding.service);
-            let Some(service) = service else {
+            let Some(service) = self.fleet.service(&binding.service) else {
                 self.notes.push(format!("binding {:?}: there is no service {}", binding.name, binding.service));
                 continue;
             };
@@ -177,18 +182,22 @@ impl<'a> Step<'_, 'a> {
         }
     }
 
-    /// Drops what has drained, what is on a host that was removed or given up, and what has no revision any more.
+    /// Drops what has drained, what is on a host that was removed, and what has no revision any more. What is on a host that
+    /// was given up goes once another stands in for it: its host may still come back.
     fn keep(&mut self, placed: Vec<Placed>) -> Vec<Placed> {
         placed.into_iter().filter(|p| self.stays(p)).collect()
     }
 
     fn stays(&self, placed: &Placed) -> bool {
         let Some(host) = self.fleet.host(&placed.host) else { return false };
-        if self.inputs.is_dead(host) || !self.input.revisions.contains_key(&placed.revision) {
+        if !self.input.revisions.contains_key(&placed.revision) {
             return false;
         }
         if placed.state == InstanceState::Running {
             return true;
+        }
+        if self.fleet.is_dead(&host.id) {
+            return false;
         }
         let (age, settings) = (self.age_ms(placed), self.inputs.settings);
         let busy = self.status(placed).is_some_and(|s| s.in_flight > 0 || s.queued > 0);
@@ -206,6 +215,9 @@ impl<'a> Step<'_, 'a> {
         let is_old = |step: &Self, p: &Placed| p.state == InstanceState::Running && !fresh(step, p);
         self.drain_beyond(wanted.saturating_sub(ready_fresh), &mut instances, is_old);
         self.drain_beyond(wanted, &mut instances, fresh);
+        // Those on a host that was given up have nobody to wait for.
+        let gone = |p: &Placed| p.state == InstanceState::Draining && self.fleet.is_dead(&p.host);
+        instances.retain(|p| !gone(p));
         if instances.iter().any(|p| p.state == InstanceState::Draining) {
             self.plan.unsettled = true;
         }
@@ -218,7 +230,7 @@ impl<'a> Step<'_, 'a> {
         for _ in have..wanted {
             let Some(host) = self.fleet.place(&app.name, target, instances) else {
                 let missing = wanted - instances.iter().filter(|p| self.is_fresh(p, target)).count();
-                let why = self.fleet.why_not(target.config.limits.memory_bytes);
+                let why = self.fleet.why_not(&app.name, target, instances);
                 self.notes.push(format!("{missing} of {wanted} instances cannot be placed: {why}"));
                 return;
             };

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use marcato_api::{
-    AppName, AppState, HostId, HostState, InstanceId, InstancePhase, InstanceState, Revision, RevisionPhase, ServiceId,
+    AppName, AppState, HostDuty, HostId, HostState, InstanceId, InstancePhase, InstanceSpec, InstanceState, Revision,
+    RevisionPhase, ServiceId,
 };
 
-use crate::inputs::{AppInput, Inputs, Placed, Placement, Plan};
+use crate::inputs::{AppInput, HostInput, Inputs, Placed, Placement, Plan};
 
 /// Something that a plan must not do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,8 +17,14 @@ pub enum Violation {
     DuplicateId(InstanceId),
     /// An instance is on a host that did not join.
     UnknownHost(InstanceId, HostId),
-    /// A new instance is on a host that does not answer.
-    PlacedOnSilentHost(InstanceId, HostId),
+    /// A new instance is on a host that does not answer, or takes nothing new.
+    PlacedOnClosedHost(InstanceId, HostId),
+    /// A new instance is on a host without the labels that it requires.
+    WithoutLabels(InstanceId, HostId),
+    /// A new instance is beside one that it, or that, keeps away from.
+    NotApart(InstanceId, HostId),
+    /// More CPU is set aside than the host has.
+    OverCpu(HostId),
     /// An instance's revision does not exist.
     UnknownRevision(InstanceId),
     /// An endpoint drains, is not placed, or its host never said that it is ready.
@@ -73,9 +80,7 @@ fn instances(inputs: &Inputs, plan: &Plan, found: &mut Vec<Violation>) {
         let host = inputs.hosts.iter().find(|h| h.id == placed.host);
         match (host, before.get(&placed.id)) {
             (None, _) => found.push(Violation::UnknownHost(placed.id.clone(), placed.host.clone())),
-            (Some(h), None) if h.state != HostState::Up => {
-                found.push(Violation::PlacedOnSilentHost(placed.id.clone(), placed.host.clone()));
-            }
+            (Some(h), None) => new_instance(inputs, plan, placed, h, found),
             (_, Some(old)) if old.host != placed.host => found.push(Violation::Moved(placed.id.clone())),
             _ => {}
         }
@@ -90,6 +95,32 @@ fn instances(inputs: &Inputs, plan: &Plan, found: &mut Vec<Violation>) {
         if given != Some(&placed.provision) || !as_told {
             found.push(Violation::WrongProvision(placed.id.clone()));
         }
+    }
+}
+
+fn new_instance(inputs: &Inputs, plan: &Plan, placed: &Placed, host: &HostInput, found: &mut Vec<Violation>) {
+    if host.state != HostState::Up || host.duty != HostDuty::Active {
+        found.push(Violation::PlacedOnClosedHost(placed.id.clone(), host.id.clone()));
+    }
+    let rules = |p: &Placed| {
+        let app = inputs.apps.iter().find(|a| a.app.name == p.app)?;
+        Some(&app.revisions.get(&p.revision)?.config.placement)
+    };
+    let Some(own) = rules(placed) else { return };
+    if own.require.iter().any(|(name, value)| host.labels.get(name) != Some(value)) {
+        found.push(Violation::WithoutLabels(placed.id.clone(), host.id.clone()));
+    }
+    let running = |p: &&Placed| p.state == InstanceState::Running && p.host == placed.host && p.id != placed.id;
+    let mut beside = plan.placement.instances.iter().filter(running);
+    let clash = beside.any(|p| {
+        let twin = own.one_per_host && p.app == placed.app && p.revision == placed.revision;
+        // What the other wants is what its app wants now.
+        let current = inputs.apps.iter().find(|a| a.app.name == p.app).and_then(|a| a.revisions.get(&a.app.current?));
+        let kept_away = current.is_some_and(|r| r.config.placement.apart_from.contains(&placed.app));
+        twin || (p.app != placed.app && (own.apart_from.contains(&p.app) || kept_away))
+    });
+    if clash {
+        found.push(Violation::NotApart(placed.id.clone(), host.id.clone()));
     }
 }
 
@@ -178,6 +209,12 @@ fn hosts(inputs: &Inputs, plan: &Plan, found: &mut Vec<Violation>) {
         let room = host.inventory.as_ref().map_or(0, |i| i.capacity.memory_bytes.0);
         if promised > room && share.instances.iter().any(|i| !had.contains(&i.id)) {
             found.push(Violation::OverCapacity(host.id.clone()));
+        }
+        let aside: u64 = share.instances.iter().map(|i| u64::from(i.config.placement.cpu_millis)).sum();
+        let cores = host.inventory.as_ref().map_or(0, |i| i.capacity.cpu_millis);
+        let new = |i: &&InstanceSpec| i.config.placement.cpu_millis > 0 && !had.contains(&i.id);
+        if aside > cores && share.instances.iter().any(|i| new(&i)) {
+            found.push(Violation::OverCpu(host.id.clone()));
         }
     }
 }

@@ -1,12 +1,12 @@
 //! What a plan is made from, and what it is. Types only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use marcato_api::{
-    App, AppBudget, AppName, HostAddress, HostId, HostState, InstanceId, InstanceSpec, InstanceState, InstanceStatus,
-    Inventory, Isolation, Peer, Revision, RevisionNumber, RevisionPhase, ServiceId, ServiceKind, ServiceName,
-    ServiceSpec,
+    App, AppBudget, AppName, HostAddress, HostDuty, HostId, HostState, InstanceId, InstanceSpec, InstanceState,
+    InstanceStatus, Inventory, Isolation, Peer, Revision, RevisionNumber, RevisionPhase, ServiceId, ServiceKind,
+    ServiceName, ServiceSpec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -28,13 +28,19 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Whether a host has been silent for so long that its instances are placed elsewhere. One that was not
-    /// heard at all yet (the router has just started) is not given up.
+    /// The hosts that have been silent for so long that their instances are placed elsewhere. Not one that was never
+    /// heard (the router has just started), and no more than a share of all: where many fall silent, it is rather the router
+    /// that is cut off. Those that have been silent for longest, first.
     #[must_use]
-    pub fn is_dead(&self, host: &HostInput) -> bool {
-        let silent_ms = host.last_seen_ms.map(|seen| self.now_ms.saturating_sub(seen));
-        host.state != HostState::Up
-            && self.settings.dead_after_ms.zip(silent_ms).is_some_and(|(bound, silent)| silent > bound)
+    pub fn dead(&self) -> BTreeSet<&HostId> {
+        let Some(bound) = self.settings.dead_after_ms else { return BTreeSet::new() };
+        let silent = |h: &&HostInput| {
+            h.state != HostState::Up && h.last_seen_ms.is_some_and(|seen| self.now_ms.saturating_sub(seen) > bound)
+        };
+        let mut silent: Vec<&HostInput> = self.hosts.iter().filter(silent).collect();
+        silent.sort_by_key(|h| (h.last_seen_ms, &h.id));
+        let most = self.hosts.len() * self.settings.dead_percent_max as usize / 100;
+        silent.into_iter().take(most.max(1)).map(|h| &h.id).collect()
     }
 }
 
@@ -49,13 +55,16 @@ pub struct Settings {
     pub start_max_ms: u64,
     /// The instances of a host that was silent for longer than this are placed elsewhere. `None`: they wait for it.
     pub dead_after_ms: Option<u64>,
+    /// At most so many of a hundred hosts are given up at once, and at least one.
+    pub dead_percent_max: u32,
 }
 
 impl Settings {
-    /// What the router uses: 500 ms, 30 s, 120 s (a compilation may take 60 s), and instances wait for their host.
+    /// What the router uses where nothing is set: 500 ms, 30 s, 120 s (a compilation may take 60 s), 10 s, a third.
     #[must_use]
     pub const fn standard() -> Self {
-        Self { drain_min_ms: 500, drain_max_ms: 30_000, start_max_ms: 120_000, dead_after_ms: None }
+        let (drain_min_ms, drain_max_ms, start_max_ms) = (500, 30_000, 120_000);
+        Self { drain_min_ms, drain_max_ms, start_max_ms, dead_after_ms: Some(10_000), dead_percent_max: 33 }
     }
 }
 
@@ -87,8 +96,14 @@ pub struct HostInput {
     pub id: HostId,
     /// Its failure domain.
     pub zone: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
     /// How it stands.
     pub state: HostState,
+    /// What the operator lets it do.
+    pub duty: HostDuty,
+    /// It fell silent again and again: others first, until it has been steady for a while.
+    pub held: bool,
     /// Where its HostApi listens, for peers.
     pub control: HostAddress,
     /// What it last said.
@@ -98,6 +113,12 @@ pub struct HostInput {
 }
 
 impl HostInput {
+    /// Whether new instances may come here.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.state == HostState::Up && self.duty == HostDuty::Active
+    }
+
     /// What the host said of an instance.
     #[must_use]
     pub fn instance(&self, id: &InstanceId) -> Option<&InstanceStatus> {

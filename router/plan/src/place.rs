@@ -1,81 +1,241 @@
-//! Where a new instance goes: spread over zones, then hosts, then towards the data, then the emptier host.
+//! Where a new instance goes. What must hold: an open host with the labels and the room that it asks for, and nothing on it
+//! that it keeps away from. Then: hosts that are steady, spread over zones, then hosts; of those, labels that it prefers, the data,
+//! the code, the emptier one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Write as _;
 
-use marcato_api::{AppName, Bytes, HostId, HostState, InstanceState, Revision};
+use marcato_api::{
+    AppName, Bytes, ComponentState, HostId, HostState, InstanceId, InstanceState, InstanceStatus, PlacementRules,
+    Revision, ServiceName,
+};
 
-use crate::inputs::{HostInput, Inputs, Placed};
+use crate::inputs::{AppInput, HostInput, Inputs, Placed, ServiceInput};
 
 /// The hosts and how full they are, while a plan is being made.
 pub(crate) struct Fleet<'a> {
     inputs: &'a Inputs,
-    /// Instances and the memory that one sandbox of each may take, by host.
-    load: BTreeMap<&'a HostId, (u32, Bytes)>,
+    /// In the order of the inputs.
+    seats: Vec<Seat<'a>>,
+    by_id: HashMap<&'a HostId, usize>,
+    services: HashMap<&'a ServiceName, &'a ServiceInput>,
+    apps: HashMap<&'a AppName, &'a AppInput>,
+}
+
+/// One host.
+struct Seat<'a> {
+    host: &'a HostInput,
+    dead: bool,
+    statuses: HashMap<&'a InstanceId, &'a InstanceStatus>,
+    /// Instances, the memory that one sandbox of each may take, and the CPU that is set aside for them.
+    instances: u32,
+    memory: u64,
+    cpu_millis: u64,
+    /// How many of each app.
+    apps: BTreeMap<AppName, u32>,
+}
+
+/// What is in the way of an instance on a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Obstacle {
+    Silent,
+    Closed,
+    Labels,
+    Apart,
+    Memory,
+    Cpu,
+}
+
+impl Obstacle {
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Silent => "does not answer",
+            Self::Closed => "takes nothing new (cordoned or draining)",
+            Self::Labels => "has not the labels that it requires",
+            Self::Apart => "has an instance that it keeps away from",
+            Self::Memory => "has not enough memory left",
+            Self::Cpu => "has not enough CPU left",
+        }
+    }
 }
 
 impl<'a> Fleet<'a> {
     pub(crate) fn new(inputs: &'a Inputs) -> Self {
-        let mut load: BTreeMap<_, _> = inputs.hosts.iter().map(|h| (&h.id, (0, Bytes(0)))).collect();
+        let dead = inputs.dead();
+        let seats = inputs.hosts.iter().map(|host| Seat::new(host, dead.contains(&host.id))).collect();
+        let by_id = inputs.hosts.iter().enumerate().map(|(at, h)| (&h.id, at)).collect();
+        let services = inputs.services.iter().filter(|s| !s.deleted).map(|s| (&s.name, s)).collect();
+        let apps = inputs.apps.iter().map(|a| (&a.app.name, a)).collect();
+        let mut fleet = Self { inputs, seats, by_id, services, apps };
         for placed in &inputs.placement.instances {
-            let revision =
-                inputs.apps.iter().find(|a| a.app.name == placed.app).and_then(|a| a.revisions.get(&placed.revision));
-            if let (Some(entry), Some(revision)) = (load.get_mut(&placed.host), revision) {
-                entry.0 += 1;
-                entry.1.0 += revision.config.limits.memory_bytes.0;
+            if let (Some(at), Some(revision)) = (fleet.at(&placed.host), fleet.revision(placed)) {
+                fleet.seats[at].take(&placed.app, revision);
             }
         }
-        Self { inputs, load }
+        fleet
+    }
+
+    fn at(&self, id: &HostId) -> Option<usize> {
+        self.by_id.get(id).copied()
+    }
+
+    fn revision(&self, placed: &Placed) -> Option<&'a Revision> {
+        self.apps.get(&placed.app)?.revisions.get(&placed.revision)
     }
 
     pub(crate) fn host(&self, id: &HostId) -> Option<&'a HostInput> {
-        self.inputs.hosts.iter().find(|h| h.id == *id)
+        Some(self.seats[self.at(id)?].host)
+    }
+
+    /// Its instances are placed elsewhere.
+    pub(crate) fn is_dead(&self, id: &HostId) -> bool {
+        self.at(id).is_some_and(|at| self.seats[at].dead)
+    }
+
+    /// What its host said of an instance.
+    pub(crate) fn status(&self, placed: &Placed) -> Option<&'a InstanceStatus> {
+        self.seats[self.at(&placed.host)?].statuses.get(&placed.id).copied()
+    }
+
+    /// A service that is not deleted.
+    pub(crate) fn service(&self, name: &ServiceName) -> Option<&'a ServiceInput> {
+        self.services.get(name).copied()
     }
 
     /// Picks a host for one more instance beside `siblings`, and counts it there. `None`: nothing fits.
-    pub(crate) fn place(&mut self, app: &AppName, revision: &Revision, siblings: &[Placed]) -> Option<HostId> {
-        let memory = revision.config.limits.memory_bytes;
-        let owners: Vec<&HostId> = revision
-            .config
-            .bindings
-            .iter()
-            .filter_map(|b| self.inputs.services.iter().find(|s| !s.deleted && s.name == b.service))
-            .map(|s| &s.owner)
-            .collect();
-        let running = |host: &HostId| {
-            siblings
-                .iter()
-                .filter(|p| p.app == *app && p.revision == revision.number && p.state == InstanceState::Running)
-                .filter(|p| p.host == *host)
-                .count()
-        };
-        let in_zone =
-            |zone: &str| self.inputs.hosts.iter().filter(|h| h.zone == zone).map(|h| running(&h.id)).sum::<usize>();
-        let best =
-            self.inputs.hosts.iter().filter(|h| h.state == HostState::Up && self.fits(h, memory)).min_by_key(|h| {
-                let (count, _) = self.load.get(&h.id).copied().unwrap_or_default();
-                (in_zone(&h.zone), running(&h.id), !owners.contains(&&h.id), count, &h.id)
+    pub(crate) fn place(&mut self, app: &AppName, revision: &'a Revision, siblings: &[Placed]) -> Option<HostId> {
+        let mut on_host: HashMap<&HostId, usize> = HashMap::new();
+        let mut in_zone: HashMap<&str, usize> = HashMap::new();
+        let counts = |p: &&Placed| p.revision == revision.number && p.state == InstanceState::Running;
+        for placed in siblings.iter().filter(counts) {
+            *on_host.entry(&placed.host).or_default() += 1;
+            if let Some(host) = self.host(&placed.host) {
+                *in_zone.entry(&host.zone).or_default() += 1;
+            }
+        }
+        let bindings = revision.config.bindings.iter();
+        let owners: BTreeSet<&HostId> = bindings.filter_map(|b| Some(&self.service(&b.service)?.owner)).collect();
+        let rules = &revision.config.placement;
+        let best = (0..self.seats.len())
+            .filter(|at| self.obstacle(&self.seats[*at], app, revision, siblings).is_none())
+            .min_by_key(|at| {
+                let seat = &self.seats[*at];
+                let host = seat.host;
+                (
+                    host.held,
+                    in_zone.get(host.zone.as_str()).copied().unwrap_or(0),
+                    on_host.get(&host.id).copied().unwrap_or(0),
+                    rules.prefer.len() - agreeing(&rules.prefer, host),
+                    !owners.contains(&host.id),
+                    // An empty host that has to compile first is no better than one that has the code and as many.
+                    (seat.instances, !has_code(host, revision)),
+                    &host.id,
+                )
             })?;
-        let entry = self.load.entry(&best.id).or_default();
-        entry.0 += 1;
-        entry.1.0 += memory.0;
-        Some(best.id.clone())
+        self.seats[best].take(app, revision);
+        Some(self.seats[best].host.id.clone())
     }
 
-    fn fits(&self, host: &HostInput, memory: Bytes) -> bool {
-        let Some(inventory) = &host.inventory else { return false };
-        let (_, used) = self.load.get(&host.id).copied().unwrap_or_default();
-        used.0 + memory.0 <= inventory.capacity.memory_bytes.0
+    fn obstacle(&self, seat: &Seat<'_>, app: &AppName, revision: &Revision, siblings: &[Placed]) -> Option<Obstacle> {
+        let rules = &revision.config.placement;
+        let host = seat.host;
+        let Some(inventory) = host.inventory.as_ref().filter(|_| host.state == HostState::Up) else {
+            return Some(Obstacle::Silent);
+        };
+        if !host.is_open() {
+            return Some(Obstacle::Closed);
+        }
+        if agreeing(&rules.require, host) < rules.require.len() {
+            return Some(Obstacle::Labels);
+        }
+        if keeps_away(rules, seat, app, revision, siblings) || self.is_kept_away(seat, app) {
+            return Some(Obstacle::Apart);
+        }
+        if seat.memory + revision.config.limits.memory_bytes.0 > inventory.capacity.memory_bytes.0 {
+            return Some(Obstacle::Memory);
+        }
+        let cpu = seat.cpu_millis + u64::from(rules.cpu_millis);
+        (rules.cpu_millis > 0 && cpu > inventory.capacity.cpu_millis).then_some(Obstacle::Cpu)
     }
 
-    /// Why nothing fits, in words.
-    pub(crate) fn why_not(&self, memory: Bytes) -> String {
-        if self.inputs.hosts.is_empty() {
-            return "no host has joined yet".into();
-        }
-        let up = self.inputs.hosts.iter().filter(|h| h.state == HostState::Up).count();
-        if up == 0 {
-            return format!("none of the {} hosts answers; see `marcato hosts`", self.inputs.hosts.len());
-        }
-        format!("none of the {up} hosts that answer has {memory} of memory left")
+    /// Whether an app that is there already keeps away from this one.
+    fn is_kept_away(&self, seat: &Seat<'_>, app: &AppName) -> bool {
+        seat.apps.keys().filter_map(|other| self.apps.get(other)).any(|other| {
+            let current = other.app.current.and_then(|number| other.revisions.get(&number));
+            current.is_some_and(|r| r.config.placement.apart_from.contains(app))
+        })
     }
+
+    /// Why nothing fits, in words: what is in the way, on how many hosts.
+    pub(crate) fn why_not(&self, app: &AppName, revision: &Revision, siblings: &[Placed]) -> String {
+        let all = self.inputs.hosts.len();
+        if all == 0 {
+            return "no host has joined yet; next: marcato hosts token".into();
+        }
+        let mut counts: BTreeMap<Obstacle, usize> = BTreeMap::new();
+        for seat in &self.seats {
+            if let Some(obstacle) = self.obstacle(seat, app, revision, siblings) {
+                *counts.entry(obstacle).or_default() += 1;
+            }
+        }
+        let mut text = String::new();
+        for (obstacle, count) in counts {
+            let comma = if text.is_empty() { "" } else { "; " };
+            let _ = write!(text, "{comma}{count} of {all} hosts: {}", obstacle.words());
+            match obstacle {
+                Obstacle::Memory => {
+                    let _ = write!(text, " ({} for each instance)", revision.config.limits.memory_bytes);
+                }
+                Obstacle::Cpu => {
+                    let _ = write!(text, " ({} thousandths of a core)", revision.config.placement.cpu_millis);
+                }
+                Obstacle::Labels => {
+                    let labels = revision.config.placement.require.iter().map(|(k, v)| format!("{k}={v}"));
+                    let _ = write!(text, " ({})", labels.collect::<Vec<_>>().join(", "));
+                }
+                Obstacle::Silent | Obstacle::Closed | Obstacle::Apart => {}
+            }
+        }
+        text
+    }
+}
+
+impl<'a> Seat<'a> {
+    fn new(host: &'a HostInput, dead: bool) -> Self {
+        let said = host.inventory.iter().flat_map(|i| &i.instances);
+        let statuses = said.map(|status| (&status.id, status)).collect();
+        Self { host, dead, statuses, instances: 0, memory: 0, cpu_millis: 0, apps: BTreeMap::new() }
+    }
+
+    fn take(&mut self, app: &AppName, revision: &Revision) {
+        self.instances += 1;
+        let Bytes(memory) = revision.config.limits.memory_bytes;
+        self.memory = self.memory.saturating_add(memory);
+        self.cpu_millis = self.cpu_millis.saturating_add(revision.config.placement.cpu_millis.into());
+        *self.apps.entry(app.clone()).or_default() += 1;
+    }
+}
+
+fn keeps_away(
+    rules: &PlacementRules,
+    seat: &Seat<'_>,
+    app: &AppName,
+    revision: &Revision,
+    siblings: &[Placed],
+) -> bool {
+    // A roll-out starts the new beside the old: only those of one revision keep apart.
+    let sibling = |p: &Placed| {
+        p.host == seat.host.id && p.revision == revision.number && p.state == InstanceState::Running && p.app == *app
+    };
+    (rules.one_per_host && siblings.iter().any(sibling))
+        || rules.apart_from.iter().any(|other| other != app && seat.apps.contains_key(other))
+}
+
+fn agreeing(labels: &BTreeMap<String, String>, host: &HostInput) -> usize {
+    labels.iter().filter(|(name, value)| host.labels.get(*name) == Some(*value)).count()
+}
+
+fn has_code(host: &HostInput, revision: &Revision) -> bool {
+    let components = host.inventory.iter().flat_map(|i| &i.components);
+    components.into_iter().any(|c| c.digest == revision.digest && c.state == ComponentState::Ready)
 }

@@ -64,7 +64,10 @@ fn host_input(n: usize, zone: &str) -> HostInput {
     HostInput {
         id: host(n),
         zone: zone.into(),
+        labels: BTreeMap::from([("n".into(), n.to_string())]),
         state: HostState::Up,
+        duty: HostDuty::Active,
+        held: false,
         control: format!("unix:/h{n}").parse().unwrap(),
         inventory: Some(Arc::new(Inventory {
             host: host(n),
@@ -537,8 +540,157 @@ fn instances_of_a_dead_host_are_placed_elsewhere_when_that_is_wished() {
         assert_eq!(made.endpoints[&name("shop")].len(), if moved { 2 } else { 1 });
         inputs.hosts[at].last_seen_ms = None;
         inputs.hosts[at].state = HostState::Unknown;
-        assert!(!inputs.is_dead(&inputs.hosts[at]), "a router that was just started gives no host up");
+        assert!(inputs.dead().is_empty(), "a router that was just started gives no host up");
     }
+}
+
+#[test]
+fn a_router_that_is_cut_off_does_not_move_the_fleet() {
+    let mut inputs = cloud(vec![app("shop", 6)], 6);
+    settle(&mut inputs);
+    let before = inputs.placement.clone();
+    inputs.hosts.iter_mut().for_each(|h| h.state = HostState::Suspected);
+    inputs.now_ms += 60_000;
+    let made = plan(&inputs);
+    assert_eq!(inputs.dead().len(), 1, "a third of six, rounded down: {:?}", inputs.dead());
+    assert_eq!(made.placement, before, "and what has nowhere to go stays");
+    assert_eq!(made.endpoints[&name("shop")].len(), 6);
+    // Half of them: those that have been silent for longest, up to a third.
+    for (n, host) in inputs.hosts.iter_mut().enumerate() {
+        host.state = if n < 3 { HostState::Suspected } else { HostState::Up };
+        host.last_seen_ms = Some(inputs.now_ms - if n < 3 { 60_000 - n as u64 } else { 0 });
+    }
+    inputs.settings.dead_percent_max = 34;
+    assert_eq!(inputs.dead().into_iter().cloned().collect::<Vec<_>>(), [host(0), host(1)]);
+}
+
+#[test]
+fn a_host_that_comes_back_before_its_instances_moved_keeps_them() {
+    let mut inputs = cloud(vec![app("shop", 2)], 3);
+    settle(&mut inputs);
+    let before = inputs.placement.clone();
+    let at = inputs.hosts.iter().position(|h| h.id == before.instances[0].host).unwrap();
+    inputs.hosts[at].state = HostState::Suspected;
+    inputs.now_ms += 60_000;
+    // The one that stands in for it does not start.
+    step(&mut inputs, &|_| InstancePhase::Pending);
+    assert_eq!(inputs.placement.instances.len(), 3);
+    inputs.hosts[at].state = HostState::Up;
+    settle(&mut inputs);
+    assert_eq!(inputs.placement.instances, before.instances);
+}
+
+#[test]
+fn a_host_that_drains_gives_up_each_instance_once_another_stands_in() {
+    let mut inputs = cloud(vec![app("shop", 3), app("cart", 1)], 3);
+    settle(&mut inputs);
+    inputs.hosts[0].duty = HostDuty::Draining;
+    for _ in 0..12 {
+        let made = step(&mut inputs, &|_| InstancePhase::Ready);
+        assert!(made.endpoints[&name("shop")].len() >= 3, "nothing is missing meanwhile");
+    }
+    assert!(inputs.placement.instances.iter().all(|p| p.host != host(0)), "{:?}", inputs.placement);
+    // Where nothing else has room, what is there stays, and it is said.
+    inputs.hosts.iter_mut().for_each(|h| h.duty = HostDuty::Draining);
+    let made = settle(&mut inputs);
+    assert_eq!(made.endpoints[&name("shop")].len(), 3);
+    assert!(made.notes[&name("shop")][0].contains("3 of 3 hosts: takes nothing new"), "{:?}", made.notes);
+}
+
+#[test]
+fn nothing_new_comes_to_a_cordoned_host_and_what_is_there_stays() {
+    let mut inputs = cloud(vec![app("shop", 2)], 2);
+    settle(&mut inputs);
+    let before = inputs.placement.clone();
+    inputs.hosts[0].duty = HostDuty::Cordoned;
+    settle(&mut inputs);
+    assert_eq!(inputs.placement, before);
+    inputs.apps[0].app.instances = 4;
+    settle(&mut inputs);
+    assert_eq!(inputs.placement.instances.iter().filter(|p| p.host == host(0)).count(), 1);
+}
+
+#[test]
+fn a_host_that_flaps_is_the_last_choice() {
+    let mut inputs = cloud(vec![app("shop", 2)], 2);
+    inputs.hosts[0].held = true;
+    settle(&mut inputs);
+    assert!(inputs.placement.instances.iter().all(|p| p.host == host(1)));
+    let mut alone = cloud(vec![app("shop", 2)], 1);
+    alone.hosts[0].held = true;
+    settle(&mut alone);
+    assert_eq!(alone.placement.instances.len(), 2, "better than none");
+}
+
+/// One app with such rules on so many hosts; where its instances are, and what is said.
+fn with_rules(instances: u32, hosts: usize, rules: PlacementRules) -> (Vec<HostId>, Vec<String>) {
+    let mut inputs = cloud(vec![app("shop", instances)], hosts);
+    inputs.apps[0].revisions.get_mut(&RevisionNumber(1)).unwrap().config.placement = rules;
+    let made = settle(&mut inputs);
+    let mut at: Vec<HostId> = inputs.placement.instances.iter().map(|p| p.host.clone()).collect();
+    at.sort();
+    (at, made.notes.get(&name("shop")).cloned().unwrap_or_default())
+}
+
+#[test]
+fn rules_of_placement_hold_and_what_they_keep_out_is_named() {
+    let labels = |value: &str| BTreeMap::from([("n".to_owned(), value.to_owned())]);
+    let (at, notes) = with_rules(2, 3, PlacementRules { require: labels("2"), ..PlacementRules::default() });
+    assert_eq!((at, notes), (vec![host(2), host(2)], vec![]));
+    let (at, notes) = with_rules(1, 3, PlacementRules { require: labels("9"), ..PlacementRules::default() });
+    assert!(at.is_empty() && notes[0].contains("3 of 3 hosts: has not the labels that it requires (n=9)"), "{notes:?}");
+    let (at, _) = with_rules(1, 3, PlacementRules { prefer: labels("2"), ..PlacementRules::default() });
+    assert_eq!(at, [host(2)]);
+    let (at, _) = with_rules(3, 3, PlacementRules { prefer: labels("2"), ..PlacementRules::default() });
+    assert_eq!(at, [host(0), host(1), host(2)], "they spread before they go where they like it");
+    let (at, notes) = with_rules(3, 2, PlacementRules { one_per_host: true, ..PlacementRules::default() });
+    assert_eq!(at, [host(0), host(1)]);
+    assert!(notes[0].contains("2 of 2 hosts: has an instance that it keeps away from"), "{notes:?}");
+    // A host has a core.
+    let (at, notes) = with_rules(5, 2, PlacementRules { cpu_millis: 400, ..PlacementRules::default() });
+    assert_eq!(at.len(), 4);
+    assert!(notes[0].contains("not enough CPU left (400 thousandths of a core)"), "{notes:?}");
+}
+
+#[test]
+fn apps_keep_away_from_each_other_whichever_asks_for_it() {
+    for asks in 0..2 {
+        let mut inputs = cloud(vec![app("cart", 1), app("shop", 2)], 2);
+        let other = inputs.apps[1 - asks].app.name.clone();
+        let own = inputs.apps[asks].revisions.get_mut(&RevisionNumber(1)).unwrap();
+        own.config.placement.apart_from.push(other);
+        settle(&mut inputs);
+        let at = |app: &str| -> Vec<_> {
+            let of = inputs.placement.instances.iter().filter(|p| p.app == name(app));
+            of.map(|p| p.host.clone()).collect()
+        };
+        assert!(!at("shop").is_empty() && at("cart").iter().all(|h| !at("shop").contains(h)), "{:?}", inputs.placement);
+    }
+}
+
+#[test]
+fn of_hosts_that_are_as_empty_the_one_with_the_code_is_taken() {
+    let mut inputs = cloud(vec![app("shop", 1)], 3);
+    let digest = inputs.apps[0].revisions[&RevisionNumber(1)].digest.clone();
+    let mut inventory = Inventory::clone(inputs.hosts[2].inventory.as_ref().unwrap());
+    inventory.components.push(ComponentStatus { digest, state: ComponentState::Ready, reason: None });
+    inputs.hosts[2].inventory = Some(Arc::new(inventory));
+    settle(&mut inputs);
+    assert_eq!(inputs.placement.instances[0].host, host(2));
+}
+
+#[test]
+fn only_hosts_with_instances_that_are_bound_to_a_service_may_use_it() {
+    let mut inputs = cloud(vec![app(BINDER, 2), app("shop", 2)], 3);
+    inputs.services.push(register(host(2)));
+    let made = settle(&mut inputs);
+    let service = |h: usize| made.hosts[&host(h)].services.first();
+    let users: Vec<HostId> =
+        inputs.placement.instances.iter().filter(|p| p.app == name(BINDER)).map(|p| p.host.clone()).collect();
+    let mut others: Vec<_> = users.into_iter().filter(|h| *h != host(2)).collect();
+    others.sort();
+    assert_eq!(service(2).unwrap().users, others);
+    assert!((0..2).filter_map(service).all(|s| s.users.is_empty()), "it is the owner's to know");
 }
 
 /// What a random operator does between two plans.
@@ -554,6 +706,8 @@ enum Deed {
     StartStop(usize),
     Delete(usize),
     Host(usize, bool),
+    Duty(usize, HostDuty),
+    Held(usize, bool),
     /// A host can or cannot start instances.
     Health(usize, bool),
     /// Starts and drains take their time from now on, or not.
@@ -601,6 +755,9 @@ fn deeds() -> impl Strategy<Value = Vec<Deed>> {
         (0..3usize).prop_map(Deed::StartStop),
         (0..3usize).prop_map(Deed::Delete),
         (0..4usize, any::<bool>()).prop_map(|(h, up)| Deed::Host(h, up)),
+        (0..4usize, prop_oneof![Just(HostDuty::Active), Just(HostDuty::Cordoned), Just(HostDuty::Draining)])
+            .prop_map(|(h, duty)| Deed::Duty(h, duty)),
+        (0..4usize, any::<bool>()).prop_map(|(h, held)| Deed::Held(h, held)),
         (0..4usize, any::<bool>()).prop_map(|(h, well)| Deed::Health(h, well)),
         any::<bool>().prop_map(Deed::Slow),
         (0..150_000u64).prop_map(Deed::Wait),
@@ -647,6 +804,14 @@ fn act(inputs: &mut Inputs, deed: &Deed, trouble: &mut Trouble) {
             let hosts = inputs.hosts.len();
             inputs.hosts[h % hosts].state = if up { HostState::Up } else { HostState::Suspected };
         }
+        Deed::Duty(h, duty) => {
+            let hosts = inputs.hosts.len();
+            inputs.hosts[h % hosts].duty = duty;
+        }
+        Deed::Held(h, held) => {
+            let hosts = inputs.hosts.len();
+            inputs.hosts[h % hosts].held = held;
+        }
         Deed::Health(h, well) => {
             let id = inputs.hosts[h % inputs.hosts.len()].id.clone();
             trouble.sick.retain(|s| *s != id);
@@ -676,7 +841,9 @@ proptest! {
             step(&mut inputs, &|p| trouble.phase(p));
             trouble.keep_busy(&mut inputs);
         }
-        inputs.hosts.iter_mut().for_each(|h| h.state = HostState::Up);
+        for host in &mut inputs.hosts {
+            (host.state, host.duty) = (HostState::Up, HostDuty::Active);
+        }
         let calm = Trouble { bad: trouble.bad, ..Trouble::default() };
         let mut last = None;
         for _ in 0..12 {

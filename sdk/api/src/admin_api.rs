@@ -8,10 +8,10 @@ use std::future::Future;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, DebugToken, Digest, Event, HostDetail, HostId, HostView,
-    JoinRequest, JoinResponse, JoinToken, NewApp, NewDebugToken, NewRevision, NewService, NewToken, Policy,
-    PolicyScope, PolicyView, Problem, Revision, RevisionNumber, Service, ServiceName, StoreRevision, Token,
-    TokenSecret, UsageQuery, UsageReport,
+    App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, DebugToken, Digest, Event, HostDetail, HostId,
+    HostRemoval, HostUpdate, HostView, JoinRequest, JoinResponse, JoinToken, NewApp, NewDebugToken, NewRevision,
+    NewService, NewToken, Policy, PolicyScope, PolicyView, Problem, Revision, RevisionNumber, Service, ServiceName,
+    StoreRevision, Token, TokenSecret, UsageQuery, UsageReport,
 };
 
 /// What every API call gives.
@@ -108,6 +108,12 @@ pub trait AdminApi: Send + Sync {
 
     /// `GET /v1/hosts/{id}`: a host with its worker processes.
     fn get_host(&self, host: &HostId) -> impl Future<Output = ApiResult<HostDetail>> + Send;
+
+    /// `PATCH /v1/hosts/{id}`: cordon, drain, take into service again, label. Role admin.
+    fn update_host(&self, host: &HostId, update: HostUpdate) -> impl Future<Output = ApiResult<HostView>> + Send;
+
+    /// `DELETE /v1/hosts/{id}`: 409 while it has instances or services' data, unless forced. Role admin.
+    fn remove_host(&self, host: &HostId, removal: HostRemoval) -> impl Future<Output = ApiResult<()>> + Send;
 
     /// `GET /v1/hosts/{id}/metrics`: Prometheus text format.
     fn host_metrics(&self, host: &HostId) -> impl Future<Output = ApiResult<String>> + Send;

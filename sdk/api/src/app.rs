@@ -178,6 +178,25 @@ pub struct RevisionConfig {
     pub bindings: Vec<Binding>,
     /// Outbound HTTP: `host`, `host:port` or `*.host`. Empty: none allowed.
     pub allowed_outbound_hosts: Vec<String>,
+    /// On which hosts its instances may be.
+    pub placement: PlacementRules,
+}
+
+/// On which hosts instances may be, and rather are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct PlacementRules {
+    /// Only on hosts that have all of these labels (at most 16).
+    pub require: BTreeMap<String, String>,
+    /// Of hosts that are as good otherwise, the one with most of these (at most 16).
+    pub prefer: BTreeMap<String, String>,
+    /// CPU that is set aside on the host for each instance, in thousandths of a core; 0: none.
+    pub cpu_millis: u32,
+    /// Never two instances of one revision on one host: fewer run than are wanted where there are fewer hosts.
+    pub one_per_host: bool,
+    /// Never on a host with an instance of these apps (at most 16), nor they beside this one.
+    pub apart_from: Vec<AppName>,
 }
 
 impl Default for RevisionConfig {
@@ -191,6 +210,7 @@ impl Default for RevisionConfig {
             env: BTreeMap::new(),
             bindings: Vec::new(),
             allowed_outbound_hosts: Vec::new(),
+            placement: PlacementRules::default(),
         }
     }
 }
@@ -293,6 +313,7 @@ impl RevisionConfig {
                 return Err(LimitsError { field, value, min, max });
             }
         }
+        self.placement.validate()?;
         for (name, value) in &self.env {
             let size = (name.len() + value.len()) as u64;
             if name.is_empty() || name.contains(['=', '\0']) || size > 64 << 10 {
@@ -305,6 +326,26 @@ impl RevisionConfig {
             }
         }
         Ok(())
+    }
+}
+
+impl PlacementRules {
+    /// Labels that a rule may name.
+    const LABELS_MAX: u64 = 16;
+
+    fn validate(&self) -> Result<(), LimitsError> {
+        let labels = |rules: &BTreeMap<String, String>| rules.keys().chain(rules.values()).map(String::len).max();
+        let bytes = |rules| labels(rules).unwrap_or(0) as u64;
+        let checks = [
+            ("placement.require (entries)", self.require.len() as u64, 0, Self::LABELS_MAX),
+            ("placement.prefer (entries)", self.prefer.len() as u64, 0, Self::LABELS_MAX),
+            ("placement.require (bytes of a name or value)", bytes(&self.require), 0, 63),
+            ("placement.prefer (bytes of a name or value)", bytes(&self.prefer), 0, 63),
+            ("placement.cpu_millis", self.cpu_millis.into(), 0, 1_000_000),
+            ("placement.apart_from (entries)", self.apart_from.len() as u64, 0, Self::LABELS_MAX),
+        ];
+        let wrong = checks.into_iter().find(|(_, value, min, max)| !(min..=max).contains(&value));
+        wrong.map_or(Ok(()), |(field, value, min, max)| Err(LimitsError { field, value, min, max }))
     }
 }
 

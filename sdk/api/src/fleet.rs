@@ -16,6 +16,15 @@ pub struct HostView {
     pub id: HostId,
     /// How it stands.
     pub state: HostState,
+    /// What the operator lets it do.
+    #[serde(default)]
+    pub duty: HostDuty,
+    /// Instances that the planner has on it: while it drains, those that are still to go.
+    #[serde(default)]
+    pub placed: u32,
+    /// It fell silent again and again and gets new instances only where no other host can have them, until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_until: Option<Timestamp>,
     /// Its failure domain.
     pub zone: String,
     /// Labels that placement may ask for.
@@ -58,6 +67,43 @@ pub struct HostDetail {
     /// Why it did not answer the last time, when it did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// What the operator lets a host do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum HostDuty {
+    /// Take instances.
+    #[default]
+    Active,
+    /// Keep what it has; nothing new comes.
+    Cordoned,
+    /// Give up what it has: each instance goes once another stands in for it.
+    Draining,
+}
+
+/// Body of `PATCH /v1/hosts/{id}`; what is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct HostUpdate {
+    /// What it may do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duty: Option<HostDuty>,
+    /// Its labels, all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+}
+
+/// Query of `DELETE /v1/hosts/{id}`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::IntoParams))]
+#[serde(deny_unknown_fields)]
+pub struct HostRemoval {
+    /// Also where it still has instances, which are then placed elsewhere, or the databases of services, which are lost.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// How a host stands.

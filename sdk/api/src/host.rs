@@ -141,6 +141,9 @@ pub struct ServiceSpec {
     /// True on the owner when the service was deleted: remove the database.
     #[serde(default)]
     pub deleted: bool,
+    /// On the owner: the other hosts that may use it, for they have instances that are bound to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<HostId>,
 }
 
 /// Another host.

@@ -33,15 +33,15 @@ pub use access::{
 pub use admin_api::{AdminApi, ApiResult, Etag, PageOf, admin_paths};
 pub use app::{
     App, AppState, AppStatus, AppSummary, AppUpdate, Binding, InstanceView, Limits, LimitsError, NewApp, NewRevision,
-    Reuse, Revision, RevisionConfig, RevisionPhase, Route,
+    PlacementRules, Reuse, Revision, RevisionConfig, RevisionPhase, Route,
 };
 pub use budgets::{AppLimits, LimitSource, LimitView};
 pub use capability::{Grant, grant_for, interface_of};
 pub use confinement::{ConfinementReport, Measure, MeasureStatus, WorkerStatus};
 pub use event::{Event, Outcome};
 pub use fleet::{
-    DebugToken, HostDetail, HostState, HostView, JoinRequest, JoinResponse, JoinToken, NewDebugToken, NewToken, Role,
-    Token, TokenSecret,
+    DebugToken, HostDetail, HostDuty, HostRemoval, HostState, HostUpdate, HostView, JoinRequest, JoinResponse,
+    JoinToken, NewDebugToken, NewToken, Role, Token, TokenSecret,
 };
 pub use host::{
     CertificateRequest, CertificateTerm, ComponentState, ComponentStatus, HostAddress, HostCapacity, HostConfig,

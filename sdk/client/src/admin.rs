@@ -6,9 +6,10 @@ use futures::Stream;
 use http::Method;
 use marcato_api::{
     AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, DebugToken, Digest, Etag, Event,
-    HostDetail, HostId, HostView, JoinRequest, JoinResponse, JoinToken, LogLine, NewApp, NewDebugToken, NewRevision,
-    NewService, NewToken, PageOf, Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber,
-    Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport, admin_paths,
+    HostDetail, HostId, HostRemoval, HostUpdate, HostView, JoinRequest, JoinResponse, JoinToken, LogLine, NewApp,
+    NewDebugToken, NewRevision, NewService, NewToken, PageOf, Policy, PolicyScope, PolicyView, Problem, ProblemKind,
+    Revision, RevisionNumber, Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport,
+    admin_paths,
 };
 use serde::de::DeserializeOwned;
 
@@ -176,6 +177,15 @@ impl AdminApi for AdminClient {
 
     async fn get_host(&self, host: &HostId) -> ApiResult<HostDetail> {
         self.json(Call::get(admin_paths::host(host))).await
+    }
+
+    async fn update_host(&self, host: &HostId, update: HostUpdate) -> ApiResult<HostView> {
+        self.json(Call::new(Method::PATCH, admin_paths::host(host)).payload(Payload::json(&update)?)).await
+    }
+
+    async fn remove_host(&self, host: &HostId, removal: HostRemoval) -> ApiResult<()> {
+        let force = if removal.force { "?force=true" } else { "" };
+        self.caller.send(Call::new(Method::DELETE, format!("{}{force}", admin_paths::host(host)))).await.map(drop)
     }
 
     async fn host_metrics(&self, host: &HostId) -> ApiResult<String> {

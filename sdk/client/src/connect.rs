@@ -23,6 +23,9 @@ use tokio_rustls::client::TlsStream;
 /// How long a connection may take, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long it is tried whether anybody listens.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// Where to connect.
 #[derive(Debug, Clone)]
 pub(crate) enum Target {
@@ -47,6 +50,20 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 pub(crate) struct Conn {
     io: TokioIo<TlsStream<Box<dyn Io>>>,
     h2: bool,
+}
+
+impl Target {
+    /// Whether nobody listens there. False where that cannot be told within half a second.
+    pub(crate) async fn refuses(&self) -> bool {
+        let tried = async {
+            match self {
+                Self::Tcp(host, port) => TcpStream::connect((host.as_str(), *port)).await.map(drop),
+                Self::Unix(path) => UnixStream::connect(path).await.map(drop),
+            }
+        };
+        let nobody = |e: &io::Error| matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
+        matches!(tokio::time::timeout(PROBE_TIMEOUT, tried).await, Ok(Err(e)) if nobody(&e))
+    }
 }
 
 impl Connector {

@@ -24,6 +24,7 @@ pub struct HostClient {
     caller: Caller,
     host: HostId,
     address: HostAddress,
+    target: Target,
 }
 
 impl std::fmt::Debug for HostClient {
@@ -45,8 +46,8 @@ impl HostClient {
         let server_name = ServerName::try_from(name.clone())
             .unwrap_or_else(|_| unreachable!("a host id is one label of at most 63 characters"));
         let peer = format!("host {host} at {address}");
-        let caller = Caller::new(target, server_name, tls, &format!("https://{name}"), &peer);
-        Self { caller, host, address }
+        let caller = Caller::new(target.clone(), server_name, tls, &format!("https://{name}"), &peer);
+        Self { caller, host, address, target }
     }
 
     /// Which host.
@@ -59,6 +60,11 @@ impl HostClient {
     #[must_use]
     pub fn address(&self) -> &HostAddress {
         &self.address
+    }
+
+    /// Whether nobody listens where it should be: its daemon is gone, and not only slow.
+    pub async fn refuses_connections(&self) -> bool {
+        self.target.refuses().await
     }
 
     async fn json<T: DeserializeOwned>(&self, call: Call) -> ApiResult<T> {

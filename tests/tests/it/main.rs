@@ -11,6 +11,7 @@ mod garbage;
 mod guests;
 mod health;
 mod hostile;
+mod hosts;
 mod lifecycle;
 mod outbound;
 mod owner;

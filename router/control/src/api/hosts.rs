@@ -1,11 +1,12 @@
 //! Hosts: listing, join tokens, joining.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use marcato_api::{
-    ApiResult, HostApi, HostDetail, HostId, HostState, HostView, JoinRequest, JoinResponse, JoinToken, Outcome, PageOf,
-    Problem, ProblemKind, Role,
+    ApiResult, HostApi, HostDetail, HostDuty, HostId, HostRemoval, HostState, HostUpdate, HostView, JoinRequest,
+    JoinResponse, JoinToken, Outcome, PageOf, Problem, ProblemKind, Role, StoreRevision,
 };
 
 use super::session::{OrProblem, Session, invalid};
@@ -22,6 +23,9 @@ fn view(host: HostRecord, observed: &Observed) -> HostView {
     let inventory = seen.and_then(|s| s.inventory.as_ref());
     HostView {
         state: seen.map_or(HostState::Unknown, |s| s.state),
+        duty: host.duty,
+        placed: observed.placed_on(&host.id),
+        held_until: seen.and_then(|s| s.steadiness.held_until(Timestamp::now())),
         version: inventory.map(|i| i.version.clone()),
         capacity: inventory.map(|i| i.capacity),
         used: inventory.map(|i| i.used),
@@ -60,6 +64,76 @@ impl Session {
         let mut worker_list = inventory.map(|i| i.workers.clone()).unwrap_or_default();
         worker_list.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(HostDetail { host: view(found, &observed), worker_list, error: seen.and_then(|s| s.error.clone()) })
+    }
+
+    /// Another duty, other labels. What follows from it (a drain) takes its time: `placed` says what is left.
+    pub(crate) async fn update_host(&self, id: &HostId, update: HostUpdate) -> ApiResult<HostView> {
+        let target = format!("host/{id}");
+        self.may(Role::Admin, None, "host.update", &target).await?;
+        let changed = self.change_host(id, update, &target).await;
+        let host = self.failed("host.update", target, changed).await?;
+        Ok(view(host, &self.api.observed.snapshot()))
+    }
+
+    async fn change_host(&self, id: &HostId, update: HostUpdate, target: &str) -> ApiResult<HostRecord> {
+        if let Some(labels) = &update.labels {
+            check_labels(labels)?;
+        }
+        let (old, version) = self.host_at(id).await?;
+        let mut said = Vec::new();
+        let mut new = old.clone();
+        if let Some(duty) = update.duty {
+            new.duty = duty;
+            said.push(format!("duty {}", duty_name(duty)));
+        }
+        if let Some(labels) = update.labels {
+            let list: Vec<_> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            said.push(format!("labels {}", list.join(",")));
+            new.labels = labels;
+        }
+        if new != old {
+            let deed = self.deed("host.update", target.to_owned(), said.join(", "));
+            self.api.state.replace_host(version, &new, &deed).await.or_problem()?;
+        }
+        Ok(new)
+    }
+
+    /// Takes a host out of the fleet. What it showed is refused from then on: nobody asks it any more, and no other host lets
+    /// it use a service.
+    pub(crate) async fn remove_host(&self, id: &HostId, removal: HostRemoval) -> ApiResult<()> {
+        let target = format!("host/{id}");
+        self.may(Role::Admin, None, "host.remove", &target).await?;
+        let removed = self.forget_host(id, removal, &target).await;
+        self.failed("host.remove", target, removed).await
+    }
+
+    async fn forget_host(&self, id: &HostId, removal: HostRemoval, target: &str) -> ApiResult<()> {
+        let (_, version) = self.host_at(id).await?;
+        let services = self.api.state.services().await.or_problem()?;
+        let owned: Vec<_> = services.iter().filter(|s| s.owner == *id).map(|s| s.name.as_str()).collect();
+        let placed = self.api.observed.load().placed_on(id);
+        let refuse = |why: String| Err(Problem::new(ProblemKind::Conflict, why));
+        if !removal.force && !owned.is_empty() {
+            let names = owned.join(", ");
+            return refuse(format!(
+                "{id} has the data of {names}: back it up (marcato services backup) and delete the services first, or remove \
+                 with force, and what it has is out of reach"
+            ));
+        }
+        if !removal.force && placed > 0 {
+            return refuse(format!(
+                "{id} has {placed} instances: drain it first (marcato hosts drain {id}), or remove with force, and they are \
+                 placed elsewhere"
+            ));
+        }
+        let detail =
+            format!("{placed} instances, {} services{}", owned.len(), if removal.force { ", forced" } else { "" });
+        self.api.state.remove_host(version, id, &self.deed("host.remove", target.to_owned(), detail)).await.or_problem()
+    }
+
+    async fn host_at(&self, id: &HostId) -> ApiResult<(HostRecord, StoreRevision)> {
+        let found = self.api.state.host_at(id).await.or_problem()?;
+        found.ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("there is no host {id}")))
     }
 
     pub(crate) async fn host_metrics(&self, host: &HostId) -> ApiResult<String> {
@@ -132,12 +206,27 @@ fn check(request: &JoinRequest) -> ApiResult<()> {
     if request.csr_pem.len() > 16 << 10 {
         return Err(invalid("csr_pem", "longer than 16 KiB"));
     }
-    let short = |s: &str| s.len() <= 63 && !s.chars().any(char::is_control);
     if !short(&request.zone) {
         return Err(invalid("zone", "use at most 63 printable bytes"));
     }
-    if request.labels.len() > 64 || !request.labels.iter().all(|(k, v)| short(k) && short(v)) {
+    check_labels(&request.labels)
+}
+
+fn check_labels(labels: &BTreeMap<String, String>) -> ApiResult<()> {
+    if labels.len() > 64 || !labels.iter().all(|(k, v)| short(k) && !k.is_empty() && short(v)) {
         return Err(invalid("labels", "use at most 64 labels of at most 63 printable bytes each"));
     }
     Ok(())
+}
+
+fn short(text: &str) -> bool {
+    text.len() <= 63 && !text.chars().any(char::is_control)
+}
+
+const fn duty_name(duty: HostDuty) -> &'static str {
+    match duty {
+        HostDuty::Active => "active",
+        HostDuty::Cordoned => "cordoned",
+        HostDuty::Draining => "draining",
+    }
 }

@@ -7,9 +7,9 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json as Out, Router, middleware};
 use marcato_api::{
     App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, DebugToken, Digest, Etag, Event, HostDetail, HostId,
-    HostView, JoinRequest, JoinResponse, JoinToken, NewApp, NewDebugToken, NewRevision, NewService, NewToken, PageOf,
-    Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber, Service, ServiceName,
-    StoreRevision, Token, TokenSecret, UsageQuery, UsageReport, admin_paths,
+    HostRemoval, HostUpdate, HostView, JoinRequest, JoinResponse, JoinToken, NewApp, NewDebugToken, NewRevision,
+    NewService, NewToken, PageOf, Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision, RevisionNumber,
+    Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport, admin_paths,
 };
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
@@ -58,7 +58,7 @@ pub(crate) fn router(api: Api) -> Router {
         .routes(routes!(get_revision))
         .routes(routes!(has_component, put_component))
         .routes(routes!(list_hosts))
-        .routes(routes!(get_host))
+        .routes(routes!(get_host, update_host, remove_host))
         .routes(routes!(host_metrics))
         .routes(routes!(create_join_token))
         .routes(routes!(join))
@@ -246,6 +246,36 @@ async fn list_hosts(session: Session) -> Answer<Out<PageOf<HostView>>> {
     responses((status = 200, body = HostDetail), (status = "default", body = Problem, content_type = "application/problem+json")))]
 async fn get_host(session: Session, Path(id): Path<String>) -> Answer<Out<HostDetail>> {
     Ok(Out(session.get_host(&name("id", &id)?).await?))
+}
+
+#[utoipa::path(patch, path = "/v1/hosts/{id}", tag = "hosts", params(("id" = HostId, Path)), request_body = HostUpdate,
+    responses((status = 200, body = HostView), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn update_host(
+    session: Session,
+    Path(id): Path<String>,
+    Json(update): Json<HostUpdate>,
+) -> Answer<Out<HostView>> {
+    Ok(Out(session.update_host(&name("id", &id)?, update).await?))
+}
+
+struct RemovalParts(HostRemoval);
+
+impl FromRequestParts<Api> for RemovalParts {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, api: &Api) -> Result<Self, ApiError> {
+        query(parts, api).await.map(Self)
+    }
+}
+
+#[utoipa::path(delete, path = "/v1/hosts/{id}", tag = "hosts", params(("id" = HostId, Path), HostRemoval),
+    responses((status = 204), (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn remove_host(
+    session: Session,
+    Path(id): Path<String>,
+    RemovalParts(removal): RemovalParts,
+) -> Answer<StatusCode> {
+    session.remove_host(&name("id", &id)?, removal).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 #[utoipa::path(get, path = "/v1/hosts/{id}/metrics", tag = "hosts", params(("id" = HostId, Path)),

@@ -4,9 +4,9 @@
 
 use marcato_api::{
     AdminApi, ApiResult, App, AppLimits, AppName, AppStatus, AppSummary, AppUpdate, DebugToken, Digest, Etag, Event,
-    HostDetail, HostId, HostView, JoinRequest, JoinResponse, JoinToken, NewApp, NewDebugToken, NewRevision, NewService,
-    NewToken, OrgName, Outcome, PageOf, Policy, PolicyScope, PolicyView, Problem, ProblemKind, Revision,
-    RevisionNumber, Role, Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport,
+    HostDetail, HostId, HostRemoval, HostUpdate, HostView, JoinRequest, JoinResponse, JoinToken, NewApp, NewDebugToken,
+    NewRevision, NewService, NewToken, OrgName, Outcome, PageOf, Policy, PolicyScope, PolicyView, Problem, ProblemKind,
+    Revision, RevisionNumber, Role, Service, ServiceName, StoreRevision, Token, TokenSecret, UsageQuery, UsageReport,
 };
 
 use super::{Api, state_problem};
@@ -187,6 +187,14 @@ impl AdminApi for Session {
     async fn list_hosts(&self) -> ApiResult<PageOf<HostView>> {
         Session::list_hosts(self).await
     }
+    async fn update_host(&self, host: &HostId, update: HostUpdate) -> ApiResult<HostView> {
+        Self::update_host(self, host, update).await
+    }
+
+    async fn remove_host(&self, host: &HostId, removal: HostRemoval) -> ApiResult<()> {
+        Self::remove_host(self, host, removal).await
+    }
+
     async fn get_host(&self, host: &HostId) -> ApiResult<HostDetail> {
         Session::get_host(self, host).await
     }

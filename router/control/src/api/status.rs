@@ -42,6 +42,11 @@ fn instances(app: &AppName, observed: &Observed) -> Vec<InstanceView> {
         .filter_map(|(id, host)| Some((id, host.inventory.as_ref()?)))
         .flat_map(|(id, inventory)| inventory.instances.iter().map(move |i| (id, i)))
         .filter(|(_, i)| i.app == *app)
+        // A host that was given up said so before others stood in for what it had.
+        .filter(|(host, i)| {
+            let up = observed.hosts.get(*host).is_some_and(|h| h.state == HostState::Up);
+            up || observed.placed.get(*host).is_none_or(|placed| placed.contains(&i.id))
+        })
         .map(|(host, i)| InstanceView {
             id: i.id.clone(),
             host: host.clone(),

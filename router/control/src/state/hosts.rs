@@ -1,7 +1,7 @@
 //! Hosts, and the one-time tokens with which they join.
 
 use jiff::Timestamp;
-use marcato_api::{HostId, JoinRequest};
+use marcato_api::{HostDuty, HostId, JoinRequest, StoreRevision};
 
 use super::{Deed, HostRecord, JoinTokenRecord, State, StateResult, encode, keys};
 use crate::store::{Expected, Listing, Txn};
@@ -34,6 +34,24 @@ impl State {
         Ok(found.into_iter().map(|(host, _)| host).collect())
     }
 
+    /// A host with its version.
+    pub async fn host_at(&self, id: &HostId) -> StateResult<Option<(HostRecord, StoreRevision)>> {
+        self.get(&keys::host(id)).await
+    }
+
+    /// Replaces a host that is as `version`. Errors: a conflict on its key.
+    pub async fn replace_host(&self, version: StoreRevision, host: &HostRecord, deed: &Deed) -> StateResult<()> {
+        let key = keys::host(&host.id);
+        let txn = Txn::new().check(&key, Expected::Revision(version)).put(&key, encode(host)?);
+        self.commit(txn, deed).await.map(drop)
+    }
+
+    /// Forgets a host that is as `version`. Errors: a conflict on its key.
+    pub async fn remove_host(&self, version: StoreRevision, id: &HostId, deed: &Deed) -> StateResult<()> {
+        let key = keys::host(id);
+        self.commit(Txn::new().check(&key, Expected::Revision(version)).delete(key), deed).await.map(drop)
+    }
+
     /// Keeps a join token by the hash of its secret.
     pub async fn create_join_token(&self, hash: &str, token: &JoinTokenRecord) -> StateResult<()> {
         let key = keys::join_token(hash);
@@ -61,6 +79,7 @@ impl State {
             zone: request.zone.clone(),
             labels: request.labels.clone(),
             joined_at: Timestamp::now(),
+            duty: HostDuty::Active,
         };
         let used = JoinTokenRecord { used_by: Some(host.id.clone()), ..token };
         let key = keys::join_token(hash);
@@ -84,7 +103,7 @@ impl State {
     async fn usable_join_token(
         &self,
         hash: &str,
-    ) -> StateResult<Result<(JoinTokenRecord, marcato_api::StoreRevision), JoinOutcome>> {
+    ) -> StateResult<Result<(JoinTokenRecord, StoreRevision), JoinOutcome>> {
         let Some((token, version)) = self.get::<JoinTokenRecord>(&keys::join_token(hash)).await? else {
             return Ok(Err(JoinOutcome::Unknown));
         };

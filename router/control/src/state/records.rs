@@ -7,8 +7,8 @@ use std::fmt;
 
 use jiff::Timestamp;
 use marcato_api::{
-    App, AppName, Bytes, Digest, HostAddress, HostId, OrgName, Revision, RevisionNumber, ServiceId, ServiceKind,
-    ServiceName, SpaceName, StoreRevision, Token,
+    App, AppName, Bytes, Digest, HostAddress, HostDuty, HostId, OrgName, Revision, RevisionNumber, ServiceId,
+    ServiceKind, ServiceName, SpaceName, StoreRevision, Token,
 };
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,9 @@ pub struct HostRecord {
     pub labels: BTreeMap<String, String>,
     /// When it joined.
     pub joined_at: Timestamp,
+    /// What the operator lets it do.
+    #[serde(default)]
+    pub duty: HostDuty,
 }
 
 /// A service and where its database is.

@@ -29,8 +29,12 @@ pub(crate) async fn run(link: Arc<Link>, stop: CancellationToken) {
                 last_answer = Instant::now();
                 heard(&link, inventory);
             }
-            Ok(Err(problem)) => silent(&link, last_answer, &problem.detail),
-            Err(_) => silent(&link, last_answer, &format!("no answer within {ANSWER_WITHIN:?}")),
+            Ok(Err(problem)) => {
+                // Where nobody listens, there is no use in waiting.
+                let refused = link.client.refuses_connections().await;
+                silent(&link, if refused { Duration::MAX } else { last_answer.elapsed() }, &problem.detail);
+            }
+            Err(_) => silent(&link, last_answer.elapsed(), &format!("no answer within {ANSWER_WITHIN:?}")),
         }
         let pause = if link.shared.unsettled.load(Ordering::Relaxed) { EAGER } else { CALM };
         tokio::select! {
@@ -54,6 +58,9 @@ fn heard(link: &Link, inventory: Inventory) {
     let inventory = Arc::new(inventory);
     observed.update(|o| {
         if let Some(host) = o.hosts.get_mut(&link.id) {
+            if host.state == HostState::Suspected {
+                host.steadiness = host.steadiness.returned(Timestamp::now());
+            }
             host.state = HostState::Up;
             host.inventory = Some(Arc::clone(&inventory));
             host.last_seen = Some(Timestamp::now());
@@ -80,8 +87,8 @@ fn matter(inventory: &Inventory) -> impl PartialEq + use<> {
     (inventory.started_at, inventory.generation, inventory.capacity, inventory.components.clone(), instances, services)
 }
 
-fn silent(link: &Link, last_answer: Instant, error: &str) {
-    let suspected = last_answer.elapsed() > SUSPECTED_AFTER;
+fn silent(link: &Link, silent_for: Duration, error: &str) {
+    let suspected = silent_for > SUSPECTED_AFTER;
     let was = link.shared.tasks.observed.load().hosts.get(&link.id).map(|h| h.state);
     let falls = suspected && was == Some(HostState::Up);
     if falls {

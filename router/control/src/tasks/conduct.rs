@@ -2,13 +2,13 @@
 //! phases and placement become durable, the edge gets its table, then the hosts are told. That a revision serves is
 //! said once the edge has the table with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marcato_api::{App, AppName, HostState, RevisionNumber, RevisionPhase, StoreRevision};
+use marcato_api::{App, AppName, HostId, HostState, InstanceId, RevisionNumber, RevisionPhase, StoreRevision};
 use marcato_plan::{AppInput, HostInput, Inputs, Placement, Plan, Provision, ServiceInput, Settings, plan};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -80,7 +80,7 @@ impl Conductor {
         if hold && waits_for_hosts(&desired, &observed) {
             return Ok(Turn::Held);
         }
-        let inputs = inputs(&desired, &observed, placement);
+        let inputs = inputs(&desired, &observed, placement, self.shared.tasks.settings);
         let made = plan(&inputs);
         // Whoever reads that a revision serves may ask it at once: that is said last.
         let (serving, others): (Vec<_>, Vec<_>) =
@@ -120,8 +120,17 @@ impl Conductor {
             publish(tasks, table.clone());
             self.published = Some(table);
         }
-        if tasks.observed.load().notes != made.notes {
-            tasks.observed.update(|o| o.notes.clone_from(&made.notes));
+        let placed: BTreeMap<HostId, BTreeSet<InstanceId>> = made
+            .hosts
+            .iter()
+            .map(|(host, share)| (host.clone(), share.instances.iter().map(|i| i.id.clone()).collect()))
+            .collect();
+        let known = tasks.observed.load();
+        if known.notes != made.notes || known.placed != placed {
+            tasks.observed.update(|o| {
+                o.notes.clone_from(&made.notes);
+                o.placed.clone_from(&placed);
+            });
         }
         self.shared.plans.send_if_modified(|plans| {
             let differs = **plans != made.hosts;
@@ -157,7 +166,7 @@ fn waits_for_hosts(desired: &Desired, observed: &Observed) -> bool {
     desired.hosts.iter().any(|h| observed.hosts.get(&h.id).is_none_or(|o| o.state == HostState::Unknown))
 }
 
-fn inputs(desired: &Desired, observed: &Observed, placement: Placement) -> Inputs {
+fn inputs(desired: &Desired, observed: &Observed, placement: Placement, settings: Settings) -> Inputs {
     let mut revisions: BTreeMap<AppName, BTreeMap<_, _>> = BTreeMap::new();
     for ((app, number), revision) in &desired.revisions {
         revisions.entry(app.clone()).or_default().insert(*number, revision.clone());
@@ -171,6 +180,7 @@ fn inputs(desired: &Desired, observed: &Observed, placement: Placement) -> Input
             deleted,
         }
     };
+    let now = Timestamp::now();
     let live = desired.services.iter().map(service(false));
     Inputs {
         apps: desired
@@ -190,6 +200,9 @@ fn inputs(desired: &Desired, observed: &Observed, placement: Placement) -> Input
                 HostInput {
                     id: h.id.clone(),
                     zone: h.zone.clone(),
+                    labels: h.labels.clone(),
+                    duty: h.duty,
+                    held: seen.is_some_and(|o| o.steadiness.held_until(now).is_some()),
                     state: seen.map_or(HostState::Unknown, |o| o.state),
                     control: h.control.clone(),
                     inventory: seen.and_then(|o| o.inventory.clone()),
@@ -199,8 +212,8 @@ fn inputs(desired: &Desired, observed: &Observed, placement: Placement) -> Input
             .collect(),
         services: live.chain(desired.deleted_services.iter().map(service(true))).collect(),
         placement,
-        now_ms: millis(Timestamp::now()),
-        settings: Settings::standard(),
+        now_ms: millis(now),
+        settings,
     }
 }
 

@@ -78,6 +78,8 @@ mod tests {
     use serde_json::json;
     use tokio::sync::{Notify, watch};
 
+    use marcato_plan::Settings;
+
     use super::*;
     use crate::blobs::Blobs;
     use crate::ca::Authority;
@@ -104,6 +106,7 @@ mod tests {
             usage: crate::usage::UsageStore::open(&dir.join("usage.sqlite")).unwrap(),
             table: Arc::new(TableCell::new()),
             changed: watch::Sender::new(0),
+            settings: Settings::standard(),
         };
         Shared {
             tasks,
@@ -180,7 +183,7 @@ mod tests {
             workers: Vec::new(),
         };
         let seen =
-            ObservedHost { state: HostState::Up, inventory: Some(Arc::new(inventory)), last_seen: None, error: None };
+            ObservedHost { state: HostState::Up, inventory: Some(Arc::new(inventory)), ..ObservedHost::unknown() };
         shared.tasks.observed.update(|o| drop(o.hosts.insert(host.clone(), seen.clone())));
     }
 

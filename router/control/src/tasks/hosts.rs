@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use marcato_api::{HostId, HostState};
+use marcato_api::HostId;
 use marcato_client::HostClient;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -52,7 +52,11 @@ fn reconcile(
     hosts: Vec<HostRecord>,
 ) {
     running.retain(|id, (record, stop)| {
-        let stays = hosts.iter().any(|h| h == record);
+        // What an operator lets it do is no reason to forget what it said.
+        let stays = hosts.iter().any(|h| {
+            (&h.id, &h.control, &h.ingress, h.joined_at)
+                == (&record.id, &record.control, &record.ingress, record.joined_at)
+        });
         if !stays {
             stop.cancel();
             shared.tasks.observed.update(|o| drop(o.hosts.remove(id)));
@@ -72,8 +76,7 @@ fn reconcile(
             heard: Notify::new(),
             certificate: Notify::new(),
         });
-        let unknown = ObservedHost { state: HostState::Unknown, inventory: None, last_seen: None, error: None };
-        shared.tasks.observed.update(|o| drop(o.hosts.insert(record.id.clone(), unknown.clone())));
+        shared.tasks.observed.update(|o| drop(o.hosts.insert(record.id.clone(), ObservedHost::unknown())));
         let stop = shutdown.child_token();
         tracker.spawn(collect::run(Arc::clone(&link), stop.clone()));
         tracker.spawn(push::run(Arc::clone(&link), stop.clone()));

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use marcato_api::HostId;
 use marcato_balance::TableCell;
-use marcato_plan::HostPlan;
+use marcato_plan::{HostPlan, Settings};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -55,6 +55,8 @@ pub struct Tasks {
     pub table: Arc<TableCell>,
     /// Tells the edge of a new table.
     pub changed: watch::Sender<u64>,
+    /// Bounds of roll-outs, and when a host is given up.
+    pub settings: Settings,
 }
 
 /// What the tasks tell each other.

@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use marcato_api::{
-    AppName, Binding, Limits, OrgName, Reuse, RevisionConfig, Route, ServiceKind, ServiceName, SpaceName,
+    AppName, Binding, Limits, OrgName, PlacementRules, Reuse, RevisionConfig, Route, ServiceKind, ServiceName,
+    SpaceName,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -73,6 +74,31 @@ pub(crate) struct Manifest {
     /// Outbound HTTP: `host`, `host:port` or `*.host`. Absent: none is allowed.
     #[serde(default)]
     pub(crate) allowed_outbound_hosts: Vec<String>,
+    /// On which hosts instances may be, and rather are.
+    #[serde(default)]
+    pub(crate) placement: PlacementTable,
+}
+
+/// On which hosts instances may be, and rather are; `marcato hosts label` gives hosts their labels.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PlacementTable {
+    /// Only on hosts with all of these labels, at most 16: `require = { disk = "ssd" }`.
+    #[serde(default)]
+    pub(crate) require: BTreeMap<String, String>,
+    /// Rather on hosts with these, at most 16.
+    #[serde(default)]
+    pub(crate) prefer: BTreeMap<String, String>,
+    /// CPU that is set aside for each instance, in thousandths of a core (default 0: none).
+    #[serde(default)]
+    pub(crate) cpu_millis: u32,
+    /// Never two instances of one revision on one host (default false).
+    #[serde(default)]
+    pub(crate) one_per_host: bool,
+    /// Never on a host with an instance of these apps, at most 16.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub(crate) apart_from: Vec<AppName>,
 }
 
 /// What one sandbox may use. Each limit is named in the app's log when it fires.
@@ -193,6 +219,13 @@ impl Manifest {
                 .map(|b| Binding { name: b.name.clone(), service: b.service.clone() })
                 .collect(),
             allowed_outbound_hosts: self.allowed_outbound_hosts.clone(),
+            placement: PlacementRules {
+                require: self.placement.require.clone(),
+                prefer: self.placement.prefer.clone(),
+                cpu_millis: self.placement.cpu_millis,
+                one_per_host: self.placement.one_per_host,
+                apart_from: self.placement.apart_from.clone(),
+            },
         }
     }
 

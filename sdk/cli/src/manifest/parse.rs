@@ -163,6 +163,9 @@ fn check(m: &Manifest) -> Result<(), (&'static str, String)> {
             "env (entries)" | "env (bytes of an entry; a name without '=')" => "env",
             "bindings (entries)" => "bindings",
             "allowed_outbound_hosts (entries)" => "allowed_outbound_hosts",
+            "placement.require (entries)" | "placement.require (bytes of a name or value)" => "placement.require",
+            "placement.prefer (entries)" | "placement.prefer (bytes of a name or value)" => "placement.prefer",
+            "placement.apart_from (entries)" => "placement.apart_from",
             other => other,
         };
         let show = |n: u64| match e.field {

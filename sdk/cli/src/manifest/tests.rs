@@ -29,6 +29,13 @@ max_requests = 100
 concurrent = 4
 idle = "1h"
 
+[placement]
+require = { disk = "ssd" }
+prefer = { rack = "b" }
+cpu_millis = 250
+one_per_host = true
+apart_from = ["batch"]
+
 [env]
 GREETING = "Grüezi"
 SETUP_TOKEN = { generate = 32 }
@@ -56,6 +63,9 @@ fn a_full_manifest_becomes_a_config() {
     assert_eq!(config.limits.time_ms, Millis(120_000));
     assert_eq!(config.reuse.idle_ms, Millis(3_600_000));
     assert_eq!((config.concurrency, config.queue, config.queue_timeout_ms), (10, 0, Millis(500)));
+    let rules = &config.placement;
+    assert_eq!((rules.require["disk"].as_str(), rules.prefer["rack"].as_str()), ("ssd", "b"));
+    assert_eq!((rules.cpu_millis, rules.one_per_host, rules.apart_from[0].as_str()), (250, true, "batch"));
     assert_eq!(config.bindings[0].service.as_str(), "shop-register");
     let routes: Vec<_> = m.routes().unwrap().iter().map(ToString::to_string).collect();
     assert_eq!(routes, ["shop.example.org/api", "b.example.org/"]);
@@ -120,6 +130,10 @@ fn wrong_values_are_named_with_their_line() {
         ("route = \"a\"\nroutes = [\"b\"]", "marcato.toml:4:1", "exclude"),
         ("routes = []", "marcato.toml:3:1", "empty"),
         ("allowed_outbound_hosts = [\"http://x\"]", "marcato.toml:3:1", "without scheme"),
+        ("[placement]\ncpu_millis = -1", "marcato.toml:4:14", "integer"),
+        ("[placement]\ncpu_millis = 2000000", "marcato.toml:4:1", "placement.cpu_millis: 2000000 is not within 0 to"),
+        ("[placement]\napart_from = [\"A b\"]", "marcato.toml:4:14", "lower-case"),
+        ("[placement]\nrequire = [\"ssd\"]", "marcato.toml:4:11", "map"),
         ("[env]\nA = 1", "marcato.toml:4:5", "text in quotes"),
         ("[env]\nA = { generate = 0 }", "marcato.toml:4", "1 to 1024"),
         ("[env]\n\"A=B\" = \"x\"", "marcato.toml:3:2", "env"),

@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -9,6 +10,7 @@ use marcato_router::RouterConfig;
 
 use super::inherit::Inherited;
 use super::{logging, parent, runtime, signals, socket};
+use crate::manifest::Interval;
 
 /// Run the router: the edge and the control plane
 #[derive(Debug, Args)]
@@ -32,9 +34,34 @@ pub(crate) struct RouterArgs {
     /// that a listener is bound to is in it anyway, but 0.0.0.0 and :: say nothing
     #[arg(long = "name", value_name = "NAME|IP", value_parser = public_name)]
     names: Vec<String>,
+    /// When a silent host's instances are placed elsewhere, such as 10s; `never`: they wait for it
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = dead_after)]
+    dead_after: DeadAfter,
+    /// At most so many of a hundred hosts are given up at once, and at least one: where more fall silent, it is rather the
+    /// router that is cut off
+    #[arg(long, value_name = "PERCENT", default_value_t = 33, value_parser = clap::value_parser!(u32).range(1..=100))]
+    dead_share: u32,
     /// Threads that carry requests; absent: one per core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+}
+
+/// `None`: never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct DeadAfter(Option<Duration>);
+
+/// Suspected hosts are set aside after three seconds anyway: less would move instances before that.
+const DEAD_AFTER_MIN: Duration = Duration::from_secs(4);
+
+fn dead_after(text: &str) -> Result<DeadAfter, String> {
+    if text == "never" {
+        return Ok(DeadAfter(None));
+    }
+    let time: Duration = text.parse::<Interval>()?.0.into();
+    if time < DEAD_AFTER_MIN {
+        return Err("use at least 4s: a host is suspected after 3 s".into());
+    }
+    Ok(DeadAfter(Some(time)))
 }
 
 /// A host name or an IP address.
@@ -66,6 +93,8 @@ pub(crate) fn run(args: RouterArgs) -> Result<()> {
         http: vec![listen(args.http, socket::HTTP)?],
         https: vec![listen(args.https, socket::HTTPS)?],
         admin: listen(args.admin, socket::ADMIN)?,
+        dead_after: args.dead_after.0,
+        dead_percent_max: args.dead_share,
         workers: workers.handles(),
     };
     runtime::server("router")?.block_on(signals::until_stopped(|token| marcato_router::run(config, token)))
@@ -74,6 +103,15 @@ pub(crate) fn run(args: RouterArgs) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_is_given_up_after_four_seconds_or_more_or_never() {
+        assert_eq!(dead_after("10s"), Ok(DeadAfter(Some(Duration::from_secs(10)))));
+        assert_eq!(dead_after("never"), Ok(DeadAfter(None)));
+        for bad in ["", "3s", "10", "soon", "-1s"] {
+            assert!(dead_after(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn names_and_addresses_go_into_the_certificate_and_nothing_else() {

@@ -266,8 +266,7 @@ async fn a_host_shows_its_workers_and_what_they_go_without() {
         let seen = crate::ObservedHost {
             state: marcato_api::HostState::Up,
             inventory: Some(std::sync::Arc::clone(&inventory)),
-            last_seen: None,
-            error: None,
+            ..crate::ObservedHost::unknown()
         };
         o.hosts.insert("h1".parse().unwrap(), seen);
     });
