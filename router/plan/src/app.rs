@@ -5,8 +5,8 @@
 //! (another process, another budget) go the same way.
 
 use marcato_api::{
-    AppState, HostDuty, HostId, HostState, InstanceId, InstancePhase, InstanceState, InstanceStatus, Revision,
-    RevisionNumber, RevisionPhase,
+    AppState, HostId, HostState, InstanceId, InstancePhase, InstanceState, InstanceStatus, Revision, RevisionNumber,
+    RevisionPhase,
 };
 
 use crate::inputs::{AppInput, Endpoint, Inputs, PhaseChange, Placed, Plan};
@@ -75,7 +75,7 @@ impl<'a> Step<'_, 'a> {
 
     /// What is on this host is to be elsewhere: it drains, or was silent for too long.
     fn is_leaving(&self, host: &HostId) -> bool {
-        self.fleet.is_dead(host) || self.fleet.host(host).is_some_and(|h| h.duty == HostDuty::Draining)
+        self.fleet.is_leaving(host)
     }
 
     /// The revision to serve: the current one, or the stable one when the current one failed.

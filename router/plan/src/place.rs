@@ -2,12 +2,12 @@
 //! that it keeps away from. Then: hosts that are steady, spread over zones, then hosts; of those, labels that it prefers, the data,
 //! the code, the emptier one.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 
 use marcato_api::{
-    AppName, Bytes, ComponentState, HostId, HostState, InstanceId, InstanceState, InstanceStatus, PlacementRules,
-    Revision, ServiceName,
+    AppName, Bytes, ComponentState, Digest, HostDuty, HostId, HostState, InstanceId, InstanceState, InstanceStatus,
+    PlacementRules, Revision, ServiceName,
 };
 
 use crate::inputs::{AppInput, HostInput, Inputs, Placed, ServiceInput};
@@ -20,19 +20,28 @@ pub(crate) struct Fleet<'a> {
     by_id: HashMap<&'a HostId, usize>,
     services: HashMap<&'a ServiceName, &'a ServiceInput>,
     apps: HashMap<&'a AppName, &'a AppInput>,
+    /// Hosts whose instances are to be elsewhere: they drain, or are dead.
+    leaving: HashSet<&'a HostId>,
+    zones: usize,
+    /// Which apps keep away from an app.
+    shunned: HashMap<&'a AppName, Vec<&'a AppName>>,
 }
 
 /// One host.
 struct Seat<'a> {
     host: &'a HostInput,
+    /// Zones have numbers here.
+    zone: usize,
     dead: bool,
     statuses: HashMap<&'a InstanceId, &'a InstanceStatus>,
+    /// Components whose code is there.
+    code: HashSet<&'a Digest>,
     /// Instances, the memory that one sandbox of each may take, and the CPU that is set aside for them.
     instances: u32,
     memory: u64,
     cpu_millis: u64,
-    /// How many of each app.
-    apps: BTreeMap<AppName, u32>,
+    /// The apps that have instances here.
+    apps: HashSet<&'a AppName>,
 }
 
 /// What is in the way of an instance on a host.
@@ -62,11 +71,21 @@ impl Obstacle {
 impl<'a> Fleet<'a> {
     pub(crate) fn new(inputs: &'a Inputs) -> Self {
         let dead = inputs.dead();
-        let seats = inputs.hosts.iter().map(|host| Seat::new(host, dead.contains(&host.id))).collect();
+        let mut zones: HashMap<&str, usize> = HashMap::new();
+        let mut seats = Vec::with_capacity(inputs.hosts.len());
+        for host in &inputs.hosts {
+            let next = zones.len();
+            let zone = *zones.entry(&host.zone).or_insert(next);
+            seats.push(Seat::new(host, zone, dead.contains(&host.id)));
+        }
+        let leaves = |seat: &&Seat<'a>| seat.dead || seat.host.duty == HostDuty::Draining;
+        let leaving = seats.iter().filter(leaves).map(|seat| &seat.host.id).collect();
         let by_id = inputs.hosts.iter().enumerate().map(|(at, h)| (&h.id, at)).collect();
         let services = inputs.services.iter().filter(|s| !s.deleted).map(|s| (&s.name, s)).collect();
         let apps = inputs.apps.iter().map(|a| (&a.app.name, a)).collect();
-        let mut fleet = Self { inputs, seats, by_id, services, apps };
+        let shunned = shunned(inputs);
+        let zones = zones.len();
+        let mut fleet = Self { inputs, seats, by_id, services, apps, leaving, zones, shunned };
         for placed in &inputs.placement.instances {
             if let (Some(at), Some(revision)) = (fleet.at(&placed.host), fleet.revision(placed)) {
                 fleet.seats[at].take(&placed.app, revision);
@@ -92,6 +111,11 @@ impl<'a> Fleet<'a> {
         self.at(id).is_some_and(|at| self.seats[at].dead)
     }
 
+    /// What is on this host is to be elsewhere.
+    pub(crate) fn is_leaving(&self, id: &HostId) -> bool {
+        !self.leaving.is_empty() && self.leaving.contains(id)
+    }
+
     /// What its host said of an instance.
     pub(crate) fn status(&self, placed: &Placed) -> Option<&'a InstanceStatus> {
         self.seats[self.at(&placed.host)?].statuses.get(&placed.id).copied()
@@ -103,15 +127,12 @@ impl<'a> Fleet<'a> {
     }
 
     /// Picks a host for one more instance beside `siblings`, and counts it there. `None`: nothing fits.
-    pub(crate) fn place(&mut self, app: &AppName, revision: &'a Revision, siblings: &[Placed]) -> Option<HostId> {
-        let mut on_host: HashMap<&HostId, usize> = HashMap::new();
-        let mut in_zone: HashMap<&str, usize> = HashMap::new();
+    pub(crate) fn place(&mut self, app: &'a AppName, revision: &'a Revision, siblings: &[Placed]) -> Option<HostId> {
+        let (mut on_host, mut in_zone) = (vec![0_u32; self.seats.len()], vec![0_u32; self.zones]);
         let counts = |p: &&Placed| p.revision == revision.number && p.state == InstanceState::Running;
-        for placed in siblings.iter().filter(counts) {
-            *on_host.entry(&placed.host).or_default() += 1;
-            if let Some(host) = self.host(&placed.host) {
-                *in_zone.entry(&host.zone).or_default() += 1;
-            }
+        for at in siblings.iter().filter(counts).filter_map(|p| self.at(&p.host)) {
+            on_host[at] += 1;
+            in_zone[self.seats[at].zone] += 1;
         }
         let bindings = revision.config.bindings.iter();
         let owners: BTreeSet<&HostId> = bindings.filter_map(|b| Some(&self.service(&b.service)?.owner)).collect();
@@ -123,12 +144,12 @@ impl<'a> Fleet<'a> {
                 let host = seat.host;
                 (
                     host.held,
-                    in_zone.get(host.zone.as_str()).copied().unwrap_or(0),
-                    on_host.get(&host.id).copied().unwrap_or(0),
+                    in_zone[seat.zone],
+                    on_host[*at],
                     rules.prefer.len() - agreeing(&rules.prefer, host),
-                    !owners.contains(&host.id),
+                    !owners.is_empty() && !owners.contains(&host.id),
                     // An empty host that has to compile first is no better than one that has the code and as many.
-                    (seat.instances, !has_code(host, revision)),
+                    (seat.instances, !seat.code.contains(&revision.digest)),
                     &host.id,
                 )
             })?;
@@ -160,10 +181,7 @@ impl<'a> Fleet<'a> {
 
     /// Whether an app that is there already keeps away from this one.
     fn is_kept_away(&self, seat: &Seat<'_>, app: &AppName) -> bool {
-        seat.apps.keys().filter_map(|other| self.apps.get(other)).any(|other| {
-            let current = other.app.current.and_then(|number| other.revisions.get(&number));
-            current.is_some_and(|r| r.config.placement.apart_from.contains(app))
-        })
+        self.shunned.get(app).is_some_and(|by| by.iter().any(|other| *other != app && seat.apps.contains(*other)))
     }
 
     /// Why nothing fits, in words: what is in the way, on how many hosts.
@@ -201,18 +219,20 @@ impl<'a> Fleet<'a> {
 }
 
 impl<'a> Seat<'a> {
-    fn new(host: &'a HostInput, dead: bool) -> Self {
+    fn new(host: &'a HostInput, zone: usize, dead: bool) -> Self {
         let said = host.inventory.iter().flat_map(|i| &i.instances);
         let statuses = said.map(|status| (&status.id, status)).collect();
-        Self { host, dead, statuses, instances: 0, memory: 0, cpu_millis: 0, apps: BTreeMap::new() }
+        let known = host.inventory.iter().flat_map(|i| &i.components);
+        let code = known.filter(|c| c.state == ComponentState::Ready).map(|c| &c.digest).collect();
+        Self { host, zone, dead, statuses, code, instances: 0, memory: 0, cpu_millis: 0, apps: HashSet::new() }
     }
 
-    fn take(&mut self, app: &AppName, revision: &Revision) {
+    fn take(&mut self, app: &'a AppName, revision: &Revision) {
         self.instances += 1;
         let Bytes(memory) = revision.config.limits.memory_bytes;
         self.memory = self.memory.saturating_add(memory);
         self.cpu_millis = self.cpu_millis.saturating_add(revision.config.placement.cpu_millis.into());
-        *self.apps.entry(app.clone()).or_default() += 1;
+        self.apps.insert(app);
     }
 }
 
@@ -228,14 +248,21 @@ fn keeps_away(
         p.host == seat.host.id && p.revision == revision.number && p.state == InstanceState::Running && p.app == *app
     };
     (rules.one_per_host && siblings.iter().any(sibling))
-        || rules.apart_from.iter().any(|other| other != app && seat.apps.contains_key(other))
+        || rules.apart_from.iter().any(|other| other != app && seat.apps.contains(other))
 }
 
 fn agreeing(labels: &BTreeMap<String, String>, host: &HostInput) -> usize {
     labels.iter().filter(|(name, value)| host.labels.get(*name) == Some(*value)).count()
 }
 
-fn has_code(host: &HostInput, revision: &Revision) -> bool {
-    let components = host.inventory.iter().flat_map(|i| &i.components);
-    components.into_iter().any(|c| c.digest == revision.digest && c.state == ComponentState::Ready)
+/// By app, the apps whose current revision keeps away from it.
+fn shunned(inputs: &Inputs) -> HashMap<&AppName, Vec<&AppName>> {
+    let mut shunned: HashMap<&AppName, Vec<&AppName>> = HashMap::new();
+    for input in &inputs.apps {
+        let current = input.app.current.and_then(|number| input.revisions.get(&number));
+        for other in current.iter().flat_map(|r| &r.config.placement.apart_from) {
+            shunned.entry(other).or_default().push(&input.app.name);
+        }
+    }
+    shunned
 }

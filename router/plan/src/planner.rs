@@ -1,6 +1,8 @@
 //! The planner: each app by itself over one shared view of the hosts, then each host's share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+
+use marcato_api::AppName;
 
 use crate::app::plan_app;
 use crate::host::host_plans;
@@ -19,9 +21,9 @@ pub fn plan(inputs: &Inputs) -> Plan {
         notes: BTreeMap::new(),
         unsettled: false,
     };
-    let mut placed_by_app: BTreeMap<_, Vec<Placed>> = BTreeMap::new();
-    for placed in std::mem::take(&mut plan.placement.instances) {
-        placed_by_app.entry(placed.app.clone()).or_default().push(placed);
+    let mut placed_by_app: HashMap<&AppName, Vec<Placed>> = HashMap::with_capacity(inputs.apps.len());
+    for (known, placed) in inputs.placement.instances.iter().zip(std::mem::take(&mut plan.placement.instances)) {
+        placed_by_app.entry(&known.app).or_default().push(placed);
     }
     for app in &inputs.apps {
         let placed = placed_by_app.remove(&app.app.name).unwrap_or_default();
