@@ -62,12 +62,19 @@ impl<S: Send + Sync> FromRequestParts<S> for Paging {
 }
 
 /// A query string, with our errors.
-pub(crate) async fn query<T: DeserializeOwned + 'static, S: Send + Sync>(
-    parts: &mut Parts,
-    state: &S,
-) -> Result<T, ApiError> {
+async fn query<T: DeserializeOwned + 'static, S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<T, ApiError> {
     let found = Query::<T>::from_request_parts(parts, state).await;
     found.map(|q| q.0).map_err(|e| ApiError(Problem::new(ProblemKind::BadRequest, e.body_text()).with_field("query")))
+}
+
+/// The query, as one value.
+pub(crate) struct Parameters<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + 'static, S: Send + Sync> FromRequestParts<S> for Parameters<T> {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        query(parts, state).await.map(Self)
+    }
 }
 
 /// `If-Match`, when there is one. `*` is no condition beyond that the object is there.

@@ -18,7 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::body::{Json, upload};
-use super::extract::{IfMatch, Paging, Path, Refused, bearer, name, not_throttled, peer, query, wrong_secret};
+use super::extract::{IfMatch, Paging, Parameters, Path, Refused, bearer, name, not_throttled, peer, wrong_secret};
 use super::hosts::NotJoined;
 use super::logs::LogParams;
 use super::problem::{self, ApiError};
@@ -147,20 +147,15 @@ async fn app_limits(session: Session, Path(app): Path<String>) -> Answer<Out<App
     Ok(Out(session.app_limits(&name("app", &app)?).await?))
 }
 
-struct LogParts(LogParams);
-
-impl FromRequestParts<Api> for LogParts {
-    type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut axum::http::request::Parts, api: &Api) -> Result<Self, ApiError> {
-        query(parts, api).await.map(Self)
-    }
-}
-
 #[utoipa::path(get, path = "/v1/apps/{app}/logs", tag = "apps",
     params(("app" = AppName, Path), ("follow" = Option<bool>, Query), ("tail" = Option<u32>, Query, description = "0 to 10000, default 100")),
     responses((status = 200, description = "one LogLine per line; empty lines keep the connection", body = marcato_api::LogLine, content_type = "application/x-ndjson"),
         (status = "default", body = Problem, content_type = "application/problem+json")))]
-async fn app_logs(session: Session, Path(app): Path<String>, LogParts(params): LogParts) -> Answer<Response> {
+async fn app_logs(
+    session: Session,
+    Path(app): Path<String>,
+    Parameters(params): Parameters<LogParams>,
+) -> Answer<Response> {
     let body = session.app_logs(&name("app", &app)?, params).await?;
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
@@ -258,21 +253,12 @@ async fn update_host(
     Ok(Out(session.update_host(&name("id", &id)?, update).await?))
 }
 
-struct RemovalParts(HostRemoval);
-
-impl FromRequestParts<Api> for RemovalParts {
-    type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut axum::http::request::Parts, api: &Api) -> Result<Self, ApiError> {
-        query(parts, api).await.map(Self)
-    }
-}
-
 #[utoipa::path(delete, path = "/v1/hosts/{id}", tag = "hosts", params(("id" = HostId, Path), HostRemoval),
     responses((status = 204), (status = "default", body = Problem, content_type = "application/problem+json")))]
 async fn remove_host(
     session: Session,
     Path(id): Path<String>,
-    RemovalParts(removal): RemovalParts,
+    Parameters(removal): Parameters<HostRemoval>,
 ) -> Answer<StatusCode> {
     session.remove_host(&name("id", &id)?, removal).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -402,21 +388,12 @@ async fn delete_policy(session: Session, Path(scope): Path<String>, IfMatch(if_m
     Ok(StatusCode::NO_CONTENT)
 }
 
-struct UsageParts(UsageQuery);
-
-impl FromRequestParts<Api> for UsageParts {
-    type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut axum::http::request::Parts, api: &Api) -> Result<Self, ApiError> {
-        query(parts, api).await.map(Self)
-    }
-}
-
 #[utoipa::path(get, path = "/v1/usage", tag = "usage",
     params(("from" = Option<String>, Query, description = "RFC 3339; default 30 days before `to`"), ("to" = Option<String>, Query, description = "RFC 3339; default now"),
         ("org" = Option<String>, Query), ("app" = Option<String>, Query), ("by" = Option<marcato_api::UsagePeriod>, Query, description = "default day"),
         ("after" = Option<String>, Query), ("limit" = Option<u32>, Query, description = "1 to 1000, default 100")),
     responses((status = 200, body = UsageReport), (status = "default", body = Problem, content_type = "application/problem+json")))]
-async fn usage(session: Session, UsageParts(query): UsageParts) -> Answer<Out<UsageReport>> {
+async fn usage(session: Session, Parameters(query): Parameters<UsageQuery>) -> Answer<Out<UsageReport>> {
     Ok(Out(session.usage(query).await?))
 }
 
